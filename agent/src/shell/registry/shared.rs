@@ -1,0 +1,485 @@
+//! What the front, the session thread and the gate share. One lock, held for copies only; a condition variable for the
+//! session thread, eventfds for the gate and the loop. Decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{Change, Node, Owned, RegistryEvent, RegistryStatus, SessionFacts};
+use crate::shell::waker::Waker;
+
+/// Events kept for a loop that does not fetch them.
+const MOST_EVENTS: usize = 4096;
+
+/// A connection on which a session stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Counts connections; a client belongs to one.
+    pub(super) epoch: u64,
+    /// The server's address.
+    pub(super) server: String,
+    /// The session's id.
+    pub(super) session: i64,
+    /// The negotiated session timeout.
+    pub(super) timeout: Duration,
+}
+
+/// Changes of the desired tree that the session thread has not taken yet, the newest of each path.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    /// Paths that must go with all below them; done before `puts`.
+    pub(super) removals: BTreeSet<String>,
+    /// Nodes that must be.
+    pub(super) puts: BTreeMap<String, Node>,
+    /// A new set of nodes that belong to this host.
+    pub(super) owned: Option<Vec<Owned>>,
+}
+
+impl Inbox {
+    fn add(&mut self, change: Change) {
+        match change {
+            Change::Put { path, node } => {
+                self.puts.insert(path, node);
+            }
+            Change::Remove { path } => {
+                self.puts.retain(|other, _| !is_within(other, &path));
+                self.removals.insert(path);
+            }
+        }
+    }
+}
+
+/// Whether `path` is `top` or below it.
+pub(super) fn is_within(path: &str, top: &str) -> bool {
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || top == "/")
+}
+
+/// What the session thread finds when it looks.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Changes of the desired tree.
+    pub(super) inbox: Inbox,
+    /// Paths whose watch fired, and not by our own doing.
+    pub(super) touched: BTreeSet<String>,
+    /// The connection, while there is one.
+    pub(super) link: Option<Link>,
+    /// Why there is none.
+    pub(super) why: String,
+    /// Rounds over all hosts that failed since the last connection.
+    pub(super) failed_rounds: u64,
+    /// When a close was asked for.
+    pub(super) closing: Option<Instant>,
+}
+
+/// What the session thread wants of the gate.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Orders {
+    /// The connection whose client may speak to the server.
+    pub(super) relay: u64,
+    /// A connection to be given up, and why.
+    pub(super) hang_up: Option<(u64, String)>,
+    /// When the call under way began.
+    pub(super) call: Option<Instant>,
+    /// How many clients were forgotten.
+    pub(super) forgotten: usize,
+    /// When a close was asked for.
+    pub(super) closing: Option<Instant>,
+    /// The client was dropped; whatever still connects is left over.
+    pub(super) dropped: bool,
+    /// The session thread has ended; so must the gate.
+    pub(super) over: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    news: News,
+    fresh: bool,
+    own_events: BTreeMap<String, u32>,
+    drained: bool,
+    orders: Orders,
+    port: u16,
+    events: VecDeque<RegistryEvent>,
+    status: RegistryStatus,
+    facts: Option<SessionFacts>,
+    closed: bool,
+}
+
+/// The shared state.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    event_loop: Waker,
+    gate: Waker,
+}
+
+impl Shared {
+    /// `event_loop` is woken for each event, `gate` for each order.
+    pub(super) fn new(event_loop: Waker, gate: Waker) -> Shared {
+        let mut state = State::default();
+        state.status.state = "connecting";
+        Shared { state: Mutex::new(state), changed: Condvar::new(), event_loop, gate }
+    }
+
+    /// No holder of the lock can leave it half-changed, so a panic elsewhere poisons nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_session(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        change(&mut state);
+        state.fresh = true;
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn tell_gate(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.gate.wake();
+    }
+}
+
+/// For the front.
+impl Shared {
+    /// Adds changes of the desired tree.
+    pub(super) fn change(&self, changes: Vec<Change>) {
+        self.tell_session(|state| changes.into_iter().for_each(|change| state.news.inbox.add(change)));
+    }
+
+    /// Replaces the set of nodes that belong to this host.
+    pub(super) fn claim(&self, owned: Vec<Owned>) {
+        self.tell_session(|state| state.news.inbox.owned = Some(owned));
+    }
+
+    /// The next event.
+    pub(super) fn event(&self) -> Option<RegistryEvent> {
+        self.lock().events.pop_front()
+    }
+
+    /// Figures as they stand; what was not even taken yet is behind as well.
+    pub(super) fn status(&self) -> RegistryStatus {
+        let state = self.lock();
+        let mut status = state.status.clone();
+        status.behind += state.news.inbox.puts.len() + state.news.inbox.removals.len();
+        status
+    }
+
+    /// Facts of the session.
+    pub(super) fn facts(&self) -> Option<SessionFacts> {
+        self.lock().facts.clone()
+    }
+
+    /// Asks for a close, once.
+    pub(super) fn close(&self) {
+        let now = Instant::now();
+        self.tell_session(|state| {
+            let at = *state.news.closing.get_or_insert(now);
+            state.orders.closing = Some(at);
+        });
+        self.gate.wake();
+    }
+
+    /// Whether everything has ended.
+    pub(super) fn closed(&self) -> bool {
+        self.lock().closed
+    }
+}
+
+/// For the session thread.
+impl Shared {
+    /// Waits for news, at most until `deadline`.
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> News {
+        let mut state = self.lock();
+        while !state.fresh {
+            state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => break,
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        state.fresh = false;
+        News {
+            inbox: mem::take(&mut state.news.inbox),
+            touched: mem::take(&mut state.news.touched),
+            link: state.news.link.clone(),
+            why: state.news.why.clone(),
+            failed_rounds: state.news.failed_rounds,
+            closing: state.news.closing,
+        }
+    }
+
+    /// The gate's port.
+    pub(super) fn port(&self) -> u16 {
+        self.lock().port
+    }
+
+    /// Lets the client of this connection speak to the server.
+    pub(super) fn relay(&self, epoch: u64) {
+        let mut state = self.lock();
+        state.orders.relay = epoch;
+        state.orders.dropped = false;
+        state.drained = false;
+        state.own_events.clear();
+        state.news.touched.clear();
+    }
+
+    /// Has the gate give this connection up.
+    pub(super) fn hang_up(&self, epoch: u64, why: &str) {
+        self.tell_gate(|state| state.orders.hang_up = Some((epoch, why.to_owned())));
+    }
+
+    /// Waits until the gate drains the client, or until `gone`: then a drop ends for certain.
+    pub(super) fn wait_drained(&self, deadline: Instant, gone: &AtomicBool) {
+        self.wait_until(deadline, |state| state.drained || gone.load(Ordering::SeqCst));
+    }
+
+    /// Waits for the client's end; tells whether it came.
+    pub(super) fn wait_gone(&self, deadline: Instant, gone: &AtomicBool) -> bool {
+        self.wait_until(deadline, |_| gone.load(Ordering::SeqCst))
+    }
+
+    fn wait_until(&self, deadline: Instant, come: impl Fn(&State) -> bool) -> bool {
+        let mut state = self.lock();
+        while !come(&state) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// The client was dropped.
+    pub(super) fn client_dropped(&self) {
+        self.tell_gate(|state| state.orders.dropped = true);
+    }
+
+    /// A call into the client begins or ends.
+    pub(super) fn calling(&self, since: Option<Instant>) {
+        self.lock().orders.call = since;
+    }
+
+    /// A client was forgotten; the gate moves to another port.
+    pub(super) fn forget_client(&self) -> usize {
+        let mut state = self.lock();
+        state.orders.forgotten += 1;
+        let count = state.orders.forgotten;
+        drop(state);
+        self.gate.wake();
+        count
+    }
+
+    /// A write of ours is about to fire a watch of ours.
+    pub(super) fn expect_event(&self, path: &str) {
+        *self.lock().own_events.entry(path.to_owned()).or_default() += 1;
+    }
+
+    /// A watch was set; what an earlier write without one was to fire will never come.
+    pub(super) fn watched_anew(&self, path: &str) {
+        self.lock().own_events.remove(path);
+    }
+
+    /// The write failed, so there is no such event.
+    pub(super) fn unexpect_event(&self, path: &str) {
+        take_one(&mut self.lock().own_events, path);
+    }
+
+    /// Tells the core.
+    pub(super) fn tell(&self, event: RegistryEvent) {
+        let mut state = self.lock();
+        if state.events.len() == MOST_EVENTS {
+            state.events.pop_front();
+        }
+        state.events.push_back(event);
+        drop(state);
+        self.event_loop.wake();
+    }
+
+    /// Changes the figures.
+    pub(super) fn figures(&self, change: impl FnOnce(&mut RegistryStatus)) {
+        change(&mut self.lock().status);
+    }
+
+    /// The session thread ends.
+    pub(super) fn end(&self) {
+        self.tell_gate(|state| state.orders.over = true);
+    }
+}
+
+/// For the client's watcher.
+impl Shared {
+    /// The library's threads are at their end.
+    pub(super) fn client_gone(&self, gone: &AtomicBool) {
+        let state = self.lock();
+        gone.store(true, Ordering::SeqCst);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// A watch fired.
+    pub(super) fn watch_fired(&self, path: String) {
+        let mut state = self.lock();
+        if take_one(&mut state.own_events, &path) {
+            return;
+        }
+        state.news.touched.insert(path);
+        state.fresh = true;
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+/// For the gate.
+impl Shared {
+    /// The port on which clients are taken.
+    pub(super) fn set_port(&self, port: u16) {
+        self.tell_session(|state| state.port = port);
+    }
+
+    /// What is wanted of the gate.
+    pub(super) fn orders(&self) -> Orders {
+        self.lock().orders.clone()
+    }
+
+    /// A session stands. Where it is the same as before, what was acknowledged before still counts.
+    pub(super) fn link_up(&self, link: Link, mut facts: SessionFacts) {
+        self.tell_session(|state| {
+            let before = state.facts.as_ref().filter(|before| before.session == facts.session);
+            facts.acknowledged = before.and_then(|before| before.acknowledged);
+            state.news.failed_rounds = 0;
+            state.news.link = Some(link);
+            state.facts = Some(facts);
+        });
+    }
+
+    /// The connection is gone.
+    pub(super) fn link_down(&self, why: &str) {
+        self.tell_session(|state| {
+            state.news.link = None;
+            state.news.why = why.to_owned();
+        });
+    }
+
+    /// The client is being answered by the gate alone.
+    pub(super) fn client_drained(&self) {
+        self.lock().drained = true;
+        self.changed.notify_one();
+    }
+
+    /// All hosts were tried in vain.
+    pub(super) fn round_failed(&self, why: &str) {
+        self.tell_session(|state| {
+            state.news.failed_rounds += 1;
+            state.news.why = why.to_owned();
+        });
+    }
+
+    /// A request that was sent at `sent` has been acknowledged.
+    pub(super) fn acknowledged(&self, sent: Instant) {
+        if let Some(facts) = &mut self.lock().facts {
+            facts.acknowledged = Some(facts.acknowledged.map_or(sent, |before| before.max(sent)));
+        }
+    }
+
+    /// The gate has failed: without it the session thread can only end.
+    pub(super) fn gate_failed(&self) {
+        self.link_down("the gate failed");
+        self.close();
+    }
+
+    /// The gate has ended, and with it everything.
+    pub(super) fn gate_ended(&self) {
+        self.lock().closed = true;
+        self.event_loop.wake();
+    }
+}
+
+fn take_one(counts: &mut BTreeMap<String, u32>, path: &str) -> bool {
+    match counts.get_mut(path) {
+        Some(count) if *count > 1 => *count -= 1,
+        Some(_) => {
+            counts.remove(path);
+        }
+        None => return false,
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shell::registry::Mode;
+
+    fn shared() -> Shared {
+        Shared::new(Waker::new().unwrap(), Waker::new().unwrap())
+    }
+
+    fn put(path: &str, content: &str) -> Change {
+        let node = Node { mode: Mode::Persistent, content: content.into() };
+        Change::Put { path: path.into(), node }
+    }
+
+    #[test]
+    fn the_newest_change_of_a_path_is_what_the_session_thread_finds() {
+        let shared = shared();
+        shared.change(vec![put("/a", "1"), put("/a/b", "1"), put("/ab", "1")]);
+        shared.change(vec![Change::Remove { path: "/a".into() }, put("/a", "2")]);
+        let news = shared.wait(None);
+        let contents: Vec<_> = news.inbox.puts.iter().map(|(p, n)| (p.as_str(), &n.content[..])).collect();
+        assert_eq!(contents, [("/a", &b"2"[..]), ("/ab", b"1")]);
+        assert!(news.inbox.removals.contains("/a"));
+        assert_eq!(shared.status().behind, 0);
+    }
+
+    #[test]
+    fn an_event_of_our_own_write_touches_nothing() {
+        let shared = shared();
+        shared.expect_event("/a");
+        shared.watch_fired("/a".into());
+        shared.watch_fired("/a".into());
+        shared.expect_event("/b");
+        shared.unexpect_event("/b");
+        shared.watch_fired("/b".into());
+        let touched: Vec<_> = shared.wait(None).touched.into_iter().collect();
+        assert_eq!(touched, ["/a", "/b"]);
+    }
+
+    fn stand(shared: &Shared, epoch: u64, session: i64) {
+        let timeout = Duration::from_secs(6);
+        let link = Link { epoch, server: "s".into(), session, timeout };
+        shared.link_up(link, SessionFacts { session, timeout, read_only: false, acknowledged: None });
+    }
+
+    #[test]
+    fn an_acknowledgement_counts_for_its_session_over_connections_and_for_no_other() {
+        let shared = shared();
+        let (first, second) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let acknowledged = || shared.facts().and_then(|facts| facts.acknowledged);
+        stand(&shared, 1, 7);
+        assert_eq!(acknowledged(), None);
+        shared.acknowledged(second);
+        shared.acknowledged(first);
+        assert_eq!(acknowledged(), Some(second), "the latest counts");
+        shared.link_down("cut");
+        stand(&shared, 2, 7);
+        assert_eq!(acknowledged(), Some(second));
+        stand(&shared, 3, 8);
+        assert_eq!(acknowledged(), None);
+    }
+
+    #[test]
+    fn paths_are_compared_by_their_parts() {
+        assert!(is_within("/a/b", "/a") && is_within("/a", "/a") && is_within("/a", "/"));
+        assert!(!is_within("/ab", "/a") && !is_within("/", "/a"));
+    }
+}

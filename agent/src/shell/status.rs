@@ -1,0 +1,66 @@
+//! What `yagent status` gets to know, as JSON.
+
+use serde::Serialize;
+
+use super::registry::RegistryStatus;
+use crate::core::{Core, InstanceReport, alert::Alert};
+
+/// The agent itself.
+#[derive(Debug, Serialize)]
+pub struct Agent {
+    /// Its version.
+    pub version: &'static str,
+    /// Its process.
+    pub pid: u32,
+    /// The file its settings come from.
+    pub config: String,
+    /// The host's address.
+    pub ip: String,
+    /// Since when it runs, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// How long it has been running, in seconds.
+    pub uptime_s: f64,
+    /// Its resident memory in bytes; 0 when unknown.
+    pub rss_bytes: u64,
+    /// Log lines that were dropped because the log could not be written fast enough.
+    pub log_dropped: u64,
+}
+
+#[derive(Serialize)]
+struct Parked {
+    engine: String,
+    port: u16,
+    why: String,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    agent: Agent,
+    registry: RegistryStatus,
+    instances: Vec<InstanceReport>,
+    parked: Vec<Parked>,
+    alerts: Vec<&'a Alert>,
+}
+
+/// The whole answer, one line.
+pub fn report(agent: Agent, registry: RegistryStatus, core: &Core) -> String {
+    let (parked, instances) = core.report().into_iter().partition::<Vec<_>, _>(|i| i.state == "parked");
+    let parked = parked.into_iter().map(|i| Parked { engine: i.engine, port: i.port, why: i.why }).collect();
+    let status = Status { agent, registry, instances, parked, alerts: core.alerts().collect() };
+    // Plain structs of numbers and strings always serialize.
+    serde_json::to_string(&status).unwrap_or_default()
+}
+
+/// One line for `systemctl status`.
+pub fn line(core: &Core) -> String {
+    let (up, all) = core.count();
+    let alerts = core.alerts().count();
+    format!("{up} of {all} instances up, {alerts} alerts")
+}
+
+/// This process's resident memory in bytes.
+pub fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

@@ -1,0 +1,28 @@
+//! The few system calls that the libraries do not cover safely.
+
+#![allow(unsafe_code)]
+
+pub(crate) mod crash;
+
+use std::{os::unix::process::CommandExt, process::Command};
+
+/// Makes the command the leader of a session of its own, so that nothing sent to the agent's group or terminal
+/// reaches it.
+pub(crate) fn own_session(command: &mut Command) {
+    let setsid = || rustix::process::setsid().map(drop).map_err(Into::into);
+    // SAFETY: between fork and exec only async-signal-safe functions may be called; setsid is one, and neither it nor
+    // the conversion of its error number allocates, locks or unwinds.
+    unsafe { command.pre_exec(setsid) };
+}
+
+/// A child of this process that is dead and not reaped yet; it stays so. rustix does not tell the pid.
+pub(crate) fn dead_child() -> Option<u32> {
+    // SAFETY: all zeros is a valid siginfo_t, and waitid writes to nothing else.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` outlives the call.
+    let result =
+        unsafe { libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
+    // SAFETY: waitid filled the fields of SIGCHLD in, or left the zeros.
+    let pid = if result == 0 { unsafe { info.si_pid() } } else { 0 };
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
