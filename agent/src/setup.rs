@@ -215,6 +215,7 @@ fn engine_plan(engine: &EngineSettings, count: u32, ip: &str, state_dir: &Path) 
         server_path,
         instance_path,
         unattended: None,
+        shards: None,
     }
 }
 

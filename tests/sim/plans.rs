@@ -30,6 +30,7 @@ fn identity() -> HostIdentity {
 fn engine(name: &str, root: &str, port: u16, count: u32) -> EnginePlan {
     EnginePlan {
         unattended: None,
+        shards: None,
         name: name.to_owned(),
         count,
         maxmem: Megabytes(64),

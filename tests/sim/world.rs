@@ -263,6 +263,9 @@ impl World {
             Action::Kill { id } => self.kill(id),
             Action::Converse { id, talk, deadline } => self.converse(id, talk, deadline),
             Action::Expire { id, talk } => self.expire(id, talk),
+            Action::Order { .. } | Action::Lease { .. } | Action::Request { .. } => {
+                unreachable!("no instance of this world has peers")
+            }
             Action::AskLastWords { id } => self.later(MS, Happening::Words { id }),
             Action::Forget { id } => {
                 self.talks.remove(&id);

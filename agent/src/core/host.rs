@@ -536,6 +536,7 @@ impl Core {
                 let text = format!("the registry refuses {path}: {why}");
                 self.alerts.fire(t, &format!("{REFUSED}{path}"), Severity::Warning, &text)
             }
+            RegistryEvent::Answered { .. } | RegistryEvent::Changed { .. } => None,
             RegistryEvent::RefusedOver { path } => {
                 let text = format!("the registry took {path}");
                 self.alerts.resolve(t, &format!("{REFUSED}{path}"), &text)

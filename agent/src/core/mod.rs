@@ -6,6 +6,7 @@
 
 pub mod alert;
 mod desired;
+pub mod failover;
 mod host;
 mod instance;
 pub mod stats;
@@ -25,7 +26,7 @@ pub use stats::{Others, Sample};
 use crate::{
     config::{Megabytes, Probing, Statistics},
     plugin::Health,
-    shell::registry::{Change, Owned, RegistryEvent},
+    shell::registry::{Change, Owned, RegistryEvent, Request, SessionFacts},
 };
 use alert::{Alert, Severity};
 
@@ -124,6 +125,27 @@ pub struct EnginePlan {
     pub instance_path: String,
     /// Why nobody looks after its instances: they are left as they are, and reported. `None`: they are looked after.
     pub unattended: Option<String>,
+    /// With whom its instances replicate; `None`: each is alone.
+    pub shards: Option<ShardSettings>,
+}
+
+/// With whom an engine's instances replicate: those on the same port of this host and its peers are a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardSettings {
+    /// Where shards are in the registry: `/redis/shards`.
+    pub root: String,
+    /// `peers`: addresses of the other hosts.
+    pub peers: Vec<std::net::IpAddr>,
+    /// The lease and what hangs on it.
+    pub timing: failover::Timing,
+    /// `redis_fencing`.
+    pub fencing: bool,
+    /// `redis_failsafe`.
+    pub failsafe: bool,
+    /// `redis_max_lag`, in bytes.
+    pub max_lag: u64,
+    /// `redis_min_replicas`.
+    pub min_replicas: u32,
 }
 
 /// A conversation with an instance.
@@ -251,6 +273,22 @@ pub enum Event {
     },
     /// News from the registry.
     Registry(RegistryEvent),
+    /// The registry's session as it stands; given whenever it changed.
+    Session(Option<SessionFacts>),
+    /// An order to a shard's member ended.
+    Ordered {
+        /// Whose.
+        id: InstanceId,
+        /// How.
+        ordered: failover::Ordered,
+    },
+    /// Whether a fencer stands by for an instance.
+    Fencer {
+        /// Which.
+        id: InstanceId,
+        /// It does.
+        armed: bool,
+    },
     /// Something outside the core's sight began to go wrong.
     Trouble {
         /// A stable key.
@@ -283,6 +321,8 @@ pub enum Action {
         id: InstanceId,
         /// Its port was in use when the agent last wrote them down.
         known: bool,
+        /// As whose replica, for a member of a shard.
+        follow: Option<(String, u16)>,
     },
     /// Adopt the instance where it runs; start nothing.
     Adopt {
@@ -314,6 +354,29 @@ pub enum Action {
         id: InstanceId,
         /// Which one.
         talk: Talk,
+    },
+    /// Give an order to a shard's member, on a connection of its own.
+    Order {
+        /// Which.
+        id: InstanceId,
+        /// What.
+        order: failover::Order,
+        /// When the answer must be there.
+        deadline: Instant,
+    },
+    /// Tell the fencer until when an instance may be a master; `None`: it is none.
+    Lease {
+        /// Which.
+        id: InstanceId,
+        /// Until when.
+        until: Option<Instant>,
+    },
+    /// Ask the registry.
+    Request {
+        /// Comes back with the answer.
+        token: u64,
+        /// What.
+        request: Request,
     },
     /// Find the last words of a dead instance.
     AskLastWords {

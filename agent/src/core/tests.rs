@@ -39,6 +39,7 @@ fn redis(port: u16) -> InstanceId {
 fn engine(name: &str, root: &str, port: u16, count: u32) -> EnginePlan {
     EnginePlan {
         unattended: None,
+        shards: None,
         name: name.to_owned(),
         count,
         maxmem: Megabytes(64),

@@ -379,7 +379,7 @@ impl EventLoop {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Start { id, known } => self.start(id, known, false),
+            Action::Start { id, known, follow: _ } => self.start(id, known, false),
             Action::Adopt { id } => self.start(id, false, true),
             Action::Terminate { id } => {
                 self.signal(id, Signal::TERM);
@@ -389,6 +389,8 @@ impl EventLoop {
             Action::Kill { id } => self.signal(id, Signal::KILL),
             Action::Converse { id, talk, deadline } => self.converse(id, talk, deadline),
             Action::Expire { id, talk } => self.expire(id, talk),
+            Action::Order { .. } | Action::Lease { .. } => {}
+            Action::Request { token, request } => self.registry.request(token, request),
             Action::AskLastWords { id } => {
                 self.spawner.submit(Job::LastWords(id, self.core.engine_name(id.engine).to_owned()));
             }

@@ -167,6 +167,10 @@ fn describe(event: &RegistryEvent) -> Value {
         RegistryEvent::ConflictOver { path } => json!({"event": "conflict over", "path": path}),
         RegistryEvent::Refused { path, why } => json!({"event": "refused", "path": path, "why": why}),
         RegistryEvent::RefusedOver { path } => json!({"event": "refused over", "path": path}),
+        RegistryEvent::Answered { token, answer } => {
+            json!({"event": "answered", "token": token, "answer": format!("{answer:?}")})
+        }
+        RegistryEvent::Changed { path } => json!({"event": "changed", "path": path}),
     }
 }
 

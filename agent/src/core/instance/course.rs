@@ -18,7 +18,7 @@ impl Instance {
         ctx.actions.push(if self.surplus {
             Action::Adopt { id: self.id }
         } else {
-            Action::Start { id: self.id, known: self.known }
+            Action::Start { id: self.id, known: self.known, follow: None }
         });
     }
 

@@ -24,7 +24,7 @@ fn what_was_written_down_comes_before_the_sequence() {
     let mut bench = Bench::new(&known);
     bench.configure(&known);
     let ports = [mc(11231), mc(11211)];
-    assert!(bench.take().contains(&Action::Start { id: ports[0], known: true }));
+    assert!(bench.take().contains(&Action::Start { id: ports[0], known: true, follow: None }));
     assert_eq!(bench.states().into_keys().collect::<Vec<_>>(), [11211, 11231, 11999]);
 }
 

@@ -109,7 +109,7 @@ fn a_crash_is_repaired_at_once_and_its_alerts_end() {
     let mut bench = Bench::up(&plan(2));
     bench.die(mc(11211));
     let actions = bench.take();
-    assert!(actions.contains(&Action::Start { id: mc(11211), known: true }));
+    assert!(actions.contains(&Action::Start { id: mc(11211), known: true, follow: None }));
     assert!(actions.contains(&Action::AskLastWords { id: mc(11211) }));
     assert!(bench.alerts().contains("instance-crashed/memcached/11211"));
     bench.pass(7 * MS);

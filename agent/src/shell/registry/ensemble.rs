@@ -88,10 +88,13 @@ impl Registry for Ensemble {
             }
             RegistryEvent::ConflictOver { path } => RegistryEvent::ConflictOver { path: self.outer(path) },
             RegistryEvent::Refused { path, why } => RegistryEvent::Refused { path: self.outer(path), why },
+            RegistryEvent::Changed { path } => RegistryEvent::Changed { path: self.outer(path) },
             RegistryEvent::RefusedOver { path } => RegistryEvent::RefusedOver { path: self.outer(path) },
             event => event,
         })
     }
+
+    fn request(&self, _token: u64, _request: super::Request) {}
 
     fn status(&self) -> RegistryStatus {
         self.shared.status()
@@ -102,6 +105,10 @@ impl Registry for Ensemble {
     }
 
     fn close(&self) {
+        self.shared.close();
+    }
+
+    fn leave(&self) {
         self.shared.close();
     }
 

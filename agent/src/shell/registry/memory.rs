@@ -70,6 +70,8 @@ impl Registry for Memory {
         self.lock().events.pop_front()
     }
 
+    fn request(&self, _token: u64, _request: super::Request) {}
+
     fn status(&self) -> RegistryStatus {
         let state = self.lock();
         RegistryStatus {
@@ -87,6 +89,10 @@ impl Registry for Memory {
         state.closed = true;
         drop(state);
         self.waker.wake();
+    }
+
+    fn leave(&self) {
+        self.close();
     }
 
     fn closed(&self) -> bool {

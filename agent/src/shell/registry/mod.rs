@@ -117,6 +117,91 @@ pub enum RegistryEvent {
         /// The path.
         path: String,
     },
+    /// A request was answered.
+    Answered {
+        /// As given with the request.
+        token: u64,
+        /// How.
+        answer: Answer,
+    },
+    /// A node that was read by a request has changed, or its children have. Told once for each reading; after a
+    /// [`RegistryEvent::Connected`] no earlier reading is told of any more.
+    Changed {
+        /// Its path.
+        path: String,
+    },
+}
+
+/// A single request beside the desired tree; each is answered by [`RegistryEvent::Answered`], in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Reads a node, and has its next change told by [`RegistryEvent::Changed`], its creation where there is none.
+    Read {
+        /// Absolute, below the chroot.
+        path: String,
+    },
+    /// Reads the names of a node's children, and has their next change told.
+    Children {
+        /// Absolute, below the chroot.
+        path: String,
+    },
+    /// Creates a node; missing parents are made, empty and persistent.
+    Create {
+        /// Absolute, below the chroot.
+        path: String,
+        /// What it is to be.
+        node: Node,
+    },
+    /// Changes a node of this version.
+    Write {
+        /// Absolute, below the chroot.
+        path: String,
+        /// Its new content.
+        content: Vec<u8>,
+        /// Its version as it was read.
+        version: i32,
+    },
+    /// Removes a node of this version; -1: of any.
+    Delete {
+        /// Absolute, below the chroot.
+        path: String,
+        /// Its version as it was read.
+        version: i32,
+    },
+}
+
+/// A node as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its content.
+    pub content: Vec<u8>,
+    /// Its version.
+    pub version: i32,
+    /// The session that it lives with; 0: persistent.
+    pub owner: i64,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To `Read`; `None`: there is no such node.
+    Node(Option<Found>),
+    /// To `Children`; `None`: there is no such node.
+    Names(Option<Vec<String>>),
+    /// To `Create`: it is there now, by us.
+    Created,
+    /// To `Create`: it was there already.
+    Exists,
+    /// To `Write`: it holds the content, in this version.
+    Written(i32),
+    /// To `Write` or `Delete`: it has another version, is gone, or has children.
+    Stale,
+    /// To `Delete`: it is gone, by us.
+    Deleted,
+    /// The connection is gone; what the request did is not known.
+    Lost,
+    /// The registry will not have it; why, in a sentence.
+    Refused(String),
 }
 
 /// Figures for `status`.
@@ -196,6 +281,9 @@ pub trait Registry: fmt::Debug {
     fn claim(&self, owned: Vec<Owned>);
     /// The next event, if one is there. A [`Waker`](super::waker::Waker) given at the start is woken for each.
     fn event(&self) -> Option<RegistryEvent>;
+    /// Makes a request; `token` comes back with its answer. Without a connection it is answered with
+    /// [`Answer::Lost`] at once. Requests go before changes of the desired tree.
+    fn request(&self, token: u64, request: Request);
     /// Figures as they stand.
     fn status(&self) -> RegistryStatus;
     /// Facts of the session, for leases; `None` without one.
@@ -204,6 +292,9 @@ pub trait Registry: fmt::Debug {
     }
     /// Begins a polite close: ephemerals go, the session ends. `closed` tells when it is done.
     fn close(&self);
+    /// Begins a close that leaves the session to its timeout: ephemerals stay until then, for the next run of this host
+    /// to take over. `closed` tells when it is done.
+    fn leave(&self);
     /// Whether a close has ended.
     fn closed(&self) -> bool;
 }
