@@ -10,7 +10,7 @@ use yagent_tests::{
 
 use crate::{
     proxy::{Mode, Proxy},
-    subject::{Host, Subject, T, settings},
+    subject::{Host, Subject, T, settings, with_timeout},
     usually,
 };
 
@@ -46,9 +46,7 @@ impl Bench {
 
     fn around_with(server: Server, timeout: Duration) -> Bench {
         let host = Host::new("10.0.0.1", "h", "n");
-        let mut settings = settings(&[&server.address()], "", "h");
-        settings["timeout_ms"] = (timeout.as_millis() as u64).into();
-        let mut subject = Subject::start(&settings);
+        let mut subject = Subject::start(&with_timeout(timeout, settings(&[&server.address()], "", "h")));
         subject.keep(&host);
         let kazoo = Kazoo::new(&server.address());
         Bench { server, subject, host, kazoo }
@@ -66,10 +64,10 @@ impl Bench {
 
 #[test]
 fn a_server_stopped_shortly_keeps_the_session() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with_timeout(PATIENT);
     let session = bench.subject.session();
     bench.server.stop();
-    lasts(T / 2);
+    lasts(PATIENT / 2);
     bench.server.cont();
     bench.whole_and_within_budget();
     assert_eq!(bench.subject.session(), session);

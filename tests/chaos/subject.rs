@@ -31,6 +31,12 @@ pub(crate) fn settings(servers: &[&str], chroot: &str, host_id: &str) -> Value {
     json!({"servers": servers, "chroot": chroot, "host_id": host_id, "log": log, "timeout_ms": T.as_millis() as u64})
 }
 
+/// As `settings` has it, with another session timeout.
+pub(crate) fn with_timeout(timeout: Duration, mut settings: Value) -> Value {
+    settings["timeout_ms"] = json!(timeout.as_millis() as u64);
+    settings
+}
+
 /// The process.
 pub(crate) struct Subject {
     child: Child,
