@@ -45,8 +45,8 @@ pub(super) fn judge(
         .max_by_key(|(offset, _)| *offset);
     let lags = |standing: &Standing<'_>| -> Option<String> {
         let (node, (offset, ahead)) = (standing.node.filter(fresh)?, best?);
-        let shared = state.filter(|state| state.replid == node.replid);
-        let known = shared.map_or(offset, |state| state.offset.max(offset));
+        // Where there never was a master there is no history in which to be behind.
+        let known = if state?.replid == node.replid { state?.offset.max(offset) } else { offset };
         let behind = u64::try_from(known - node.offset).unwrap_or(0);
         let whom = if known > offset { "the last master" } else { ahead };
         (behind > config.max_lag).then(|| format!("offset {behind} behind {whom}"))
