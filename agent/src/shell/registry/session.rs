@@ -86,7 +86,11 @@ impl Session {
     }
 
     fn take(&mut self, news: News) {
-        self.tree.absorb(news.inbox);
+        if !news.inbox.is_empty() {
+            self.tree.absorb(news.inbox);
+            // The first step may take long, as a removal of many nodes does.
+            self.report();
+        }
         for path in &news.touched {
             self.tree.touched(path);
         }

@@ -45,6 +45,11 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
+    /// Whether nothing changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.removals.is_empty() && self.puts.is_empty() && self.owned.is_none()
+    }
+
     fn add(&mut self, change: Change) {
         match change {
             Change::Put { path, node } => {
@@ -238,10 +243,10 @@ impl Shared {
 
 /// For the session thread.
 impl Shared {
-    /// Waits for news, at most until `deadline`.
+    /// Waits for news, at most until `deadline`. Once a close was asked for, nothing is waited for any more.
     pub(super) fn wait(&self, deadline: Option<Instant>) -> News {
         let mut state = self.lock();
-        while !state.fresh {
+        while !state.fresh && state.news.closing.is_none() {
             state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => break,
                 Some(left) => {
