@@ -10,8 +10,8 @@ use super::{
     Action, EngineId, EnginePlan, Event, HostPlan, InstanceId, InstanceReport, NotStarted, Now,
     alert::{Alert, AlertBook, Severity},
     desired,
-    instance::{Context, Instance, State, later},
     failover::{Input, Life, ShardReport, Wish},
+    instance::{Context, Instance, State, later},
     shards::{Means, Shards},
     stats::{HostFigures, InstanceStats},
     storm::StormGuard,
@@ -121,7 +121,9 @@ impl Core {
             Event::TroubleOver { key, summary } => {
                 actions.extend(self.alerts.resolve(now.unix_ms, &key, &summary).map(Action::Alert));
             }
-            Event::Session(facts) => self.with_shards(now, &mut actions, |shards, means| shards.session(facts, means)),
+            Event::Session(facts) => {
+                self.with_shards(now, &mut actions, |shards, means| shards.session(facts, means))
+            }
             Event::Ordered { id, ordered } => self.with_shards(now, &mut actions, |shards, means| {
                 shards.give(id, Input::Ordered(ordered), means);
             }),
@@ -185,7 +187,8 @@ impl Core {
     fn configure_shards(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Core { shards, alerts, instances, engines, plan, .. } = self;
         let wanted = instances.values().filter(|i| !i.surplus && i.state != State::Parked);
-        let of = |i: &Instance| engines.get(usize::from(i.id.engine.0)).and_then(|engine| engine.plan.as_ref());
+        let of =
+            |i: &Instance| engines.get(usize::from(i.id.engine.0)).and_then(|engine| engine.plan.as_ref());
         let mut means = Means { now, actions, alerts };
         shards.configure(wanted.map(|i| (i.id, of(i))), &plan.identity, &mut means);
     }

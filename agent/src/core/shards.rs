@@ -61,7 +61,9 @@ impl Shards {
     ) {
         let mut kept = BTreeSet::new();
         for (id, engine) in instances {
-            let Some(plan) = engine.and_then(|engine| shard_plan(engine, identity, id.port)) else { continue };
+            let Some(plan) = engine.and_then(|engine| shard_plan(engine, identity, id.port)) else {
+                continue;
+            };
             kept.insert(id);
             if self.members.contains_key(&id) {
                 self.give(id, Input::Plan(Box::new(plan)), means);
@@ -100,8 +102,12 @@ impl Shards {
                 self.give_all(&Input::Lost, means);
             }
             RegistryEvent::Changed { path } => {
-                let concerned: Vec<InstanceId> =
-                    self.members.iter().filter(|(_, member)| member.concerns(path)).map(|(id, _)| *id).collect();
+                let concerned: Vec<InstanceId> = self
+                    .members
+                    .iter()
+                    .filter(|(_, member)| member.concerns(path))
+                    .map(|(id, _)| *id)
+                    .collect();
                 for id in concerned {
                     self.give(id, Input::Changed { path: path.clone() }, means);
                 }
@@ -146,7 +152,9 @@ impl Shards {
     /// An operator's wish for a shard, named by its id, a member's address, or the port of an instance of this host.
     pub(super) fn wish(&mut self, shard: &str, wish: Wish, means: &mut Means<'_>) -> Result<(), String> {
         let named = |(id, member): &(&InstanceId, &mut Member)| {
-            shard == id.port.to_string() || member.plan().id() == shard || member.plan().members.iter().any(|a| a == shard)
+            shard == id.port.to_string()
+                || member.plan().id() == shard
+                || member.plan().members.iter().any(|a| a == shard)
         };
         let Some((id, member)) = self.members.iter_mut().find(named) else {
             return Err(format!("no shard of this host is named {shard}"));
@@ -174,13 +182,18 @@ impl Shards {
                 }
                 Command::Order(order) => {
                     // A fence that comes late is no fence: what is left of its time goes to the kill.
-                    let time = if matches!(order, Order::Fence { .. }) { time.min(member.plan().timing.fence / 2) } else { time };
+                    let time = if matches!(order, Order::Fence { .. }) {
+                        time.min(member.plan().timing.fence / 2)
+                    } else {
+                        time
+                    };
                     Action::Order { id, order, deadline: means.now.at + time }
                 }
                 Command::Lease(until) => Action::Lease { id, until },
                 Command::Kill => Action::Kill { id },
                 Command::Fire { what, severity, summary } => {
-                    match means.alerts.fire(means.now.unix_ms, &format!("{what}/{shard}"), severity, &summary) {
+                    match means.alerts.fire(means.now.unix_ms, &format!("{what}/{shard}"), severity, &summary)
+                    {
                         Some(alert) => Action::Alert(alert),
                         None => continue,
                     }

@@ -253,8 +253,12 @@ impl EventLoop {
     /// How long there is nothing to do if nothing happens.
     fn patience(&self) -> Duration {
         let now = Instant::now();
-        let deadlines =
-            [self.core.next_deadline(), self.control.next_deadline(), self.orders.next_deadline(), self.closing];
+        let deadlines = [
+            self.core.next_deadline(),
+            self.control.next_deadline(),
+            self.orders.next_deadline(),
+            self.closing,
+        ];
         let next = deadlines.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
         let longest = self.watchdog.longest_wait().unwrap_or(WAIT_AT_MOST).min(WAIT_AT_MOST);
         next.unwrap_or(longest).min(longest)

@@ -63,7 +63,9 @@ impl Matter {
                 args
             }
             Matter::Order(Order::Fence { long }) => vec![("ms", long.as_millis().to_string())],
-            Matter::Order(Order::Unfence { min_replicas }) => vec![("min_replicas", min_replicas.to_string())],
+            Matter::Order(Order::Unfence { min_replicas }) => {
+                vec![("min_replicas", min_replicas.to_string())]
+            }
             Matter::Rehearsal => vec![("ms", "1".to_owned())],
             Matter::Talk(_) | Matter::Order(_) => Vec::new(),
         }
@@ -118,11 +120,26 @@ enum Progress {
 impl Line {
     /// A line to an instance, known to the epoll as `source`, that nothing is connected to yet.
     pub fn new(source: Source, address: SocketAddr, backend: Backend) -> Line {
-        Line { source, address, backend, kept: None, own: None, exchange: None, reply: Reply::default(), rehearsed: Vec::new() }
+        Line {
+            source,
+            address,
+            backend,
+            kept: None,
+            own: None,
+            exchange: None,
+            reply: Reply::default(),
+            rehearsed: Vec::new(),
+        }
     }
 
     /// Begins a conversation, ending one that is under way. `Some`: it ended at once.
-    pub fn begin(&mut self, poll: &mut Poll, matter: Matter, now: Instant, deadline: Instant) -> Option<Outcome> {
+    pub fn begin(
+        &mut self,
+        poll: &mut Poll,
+        matter: Matter,
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<Outcome> {
         if self.exchange.is_some() {
             self.cancel(poll, now);
         }

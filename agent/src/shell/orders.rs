@@ -80,7 +80,15 @@ impl Orders {
     }
 
     /// A member of a shard is about to be started: `line` leads to it.
-    pub fn open(&mut self, poll: &mut Poll, id: InstanceId, key: String, line: Line, address: SocketAddr, within: Duration) {
+    pub fn open(
+        &mut self,
+        poll: &mut Poll,
+        id: InstanceId,
+        key: String,
+        line: Line,
+        address: SocketAddr,
+        within: Duration,
+    ) {
         self.close(poll, id);
         let readiness = Readiness::Unrehearsed;
         let desk = Desk { line, address, within, key, pid: None, readiness, running: None, waiting: None };
@@ -161,7 +169,8 @@ impl Orders {
     /// Ends what is overdue.
     pub fn tick(&mut self, poll: &mut Poll, now: Instant) {
         let overdue = |desk: &Desk| desk.running.as_ref().is_some_and(|(_, at)| *at <= now);
-        let late: Vec<InstanceId> = self.desks.iter().filter(|(_, desk)| overdue(desk)).map(|(id, _)| *id).collect();
+        let late: Vec<InstanceId> =
+            self.desks.iter().filter(|(_, desk)| overdue(desk)).map(|(id, _)| *id).collect();
         for id in late {
             let Some(desk) = self.desks.get_mut(&id) else { continue };
             let Some((matter, _)) = desk.running.clone() else { continue };
@@ -201,7 +210,10 @@ impl Orders {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         let Some(pid) = desk.pid.filter(|_| desk.readiness == Readiness::Rehearsing) else { return };
         desk.readiness = Readiness::Told;
-        let known = desk.line.fence_by_heart(FENCE_FOR, Instant::now()).filter(|_| matches!(outcome, Outcome::Obeyed(_)));
+        let known = desk
+            .line
+            .fence_by_heart(FENCE_FOR, Instant::now())
+            .filter(|_| matches!(outcome, Outcome::Obeyed(_)));
         if known.is_none() {
             log::warn!("{}: its fence cannot be rehearsed ({outcome:?}): a fencer would kill it", desk.key);
         }
@@ -217,7 +229,11 @@ fn ordered(outcome: Outcome) -> Ordered {
     match outcome {
         Outcome::Obeyed(view) => Ordered::Done(view),
         Outcome::Unsupported => Ordered::Unsupported,
-        Outcome::Missed { why, .. } | Outcome::Hindered { why } | Outcome::Failed { why } => Ordered::Failed(why),
-        Outcome::Answered { .. } | Outcome::Sampled { .. } => Ordered::Failed("an answer to another question".to_owned()),
+        Outcome::Missed { why, .. } | Outcome::Hindered { why } | Outcome::Failed { why } => {
+            Ordered::Failed(why)
+        }
+        Outcome::Answered { .. } | Outcome::Sampled { .. } => {
+            Ordered::Failed("an answer to another question".to_owned())
+        }
     }
 }

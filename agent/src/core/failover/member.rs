@@ -23,8 +23,8 @@ use std::{
 use log::Level;
 
 use super::{
-    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role, ShardPlan,
-    ShardState, View, Wish,
+    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role,
+    ShardPlan, ShardState, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
