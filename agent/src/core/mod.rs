@@ -9,6 +9,7 @@ mod desired;
 pub mod failover;
 mod host;
 mod instance;
+mod shards;
 pub mod stats;
 mod storm;
 #[cfg(test)]
