@@ -41,7 +41,7 @@ pub struct Timing {
 
 /// The oldest acknowledgement of a replica with which a master without a registry may go on: redis' replicas
 /// acknowledge once a second, and INFO counts whole seconds.
-pub const OLDEST_ACK: Duration = Duration::from_secs(2);
+pub(super) const OLDEST_ACK: Duration = Duration::from_secs(2);
 
 /// A sum that does not fit into the session timeout.
 #[derive(Clone, Debug, PartialEq, Eq)]
