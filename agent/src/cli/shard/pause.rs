@@ -63,28 +63,33 @@ pub(in crate::cli) fn pause(args: &PauseArgs) -> ExitCode {
             "host": args.scope.host})
     };
     let done = format!("paused for {}", spelled(for_ms));
-    ended(order_each(&args.agent, &args.scope, request, &done), Failure::code)
+    ended(order_of(&args.agent, &args.scope, request, &done), Failure::code)
 }
 
 /// Ends a pause; the exit codes are those of `pause`.
 #[must_use]
 pub(in crate::cli) fn resume(args: &ResumeArgs) -> ExitCode {
     let request = |shard: &ShardReport| json!({"verb": "resume", "shard": shard.id, "host": args.scope.host});
-    ended(order_each(&args.agent, &args.scope, request, "goes on"), Failure::code)
+    ended(order_of(&args.agent, &args.scope, request, "goes on"), Failure::code)
 }
 
-fn order_each(
+fn order_of(
     agent: &Agent,
     scope: &Scope,
     request: impl Fn(&ShardReport) -> Value,
     done: &str,
 ) -> Result<ExitCode, Failure> {
     let shards = ask(agent)?;
-    for shard in scope.of(&shards)? {
+    let meant = scope.of(&shards)?;
+    // A host has one pause for all its members: any of them sees to it.
+    let asked = if scope.host { &meant[..1] } else { &meant[..] };
+    for shard in asked {
         order(agent, &request(shard)).map_err(|failure| match failure {
             Failure::Refused(why) => Failure::Refused(format!("shard {}: {why}", shard.id)),
             other => other,
         })?;
+    }
+    for shard in meant {
         let what =
             if scope.host { format!("member {}", shard.address) } else { format!("shard {}", shard.id) };
         print_line(&format!("{what}: {done}"));

@@ -13,6 +13,8 @@ use crate::{
     core::failover::{HistoryEntry, Outcome, Phase, ShardReport, ShardState},
 };
 
+/// The new master says that it is one; the former one adds how long writes were paused, soon after.
+const PAUSE_TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// Between two looks.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -52,7 +54,8 @@ impl Watch {
         limit: Duration,
         tell: impl Fn(&str),
     ) -> Result<End, Failure> {
-        let until = Instant::now() + limit;
+        let mut until = Instant::now() + limit;
+        let mut done: Option<End> = None;
         loop {
             let shards = ask(agent);
             let shard = shards
@@ -61,9 +64,18 @@ impl Watch {
                 .find(|shard| shard.id == self.shard)
                 .filter(|shard| shard.state.is_some());
             if let Some(end) = shard.and_then(|shard| self.look(shard, &tell)) {
-                return Ok(end);
+                if end.is_whole() {
+                    return Ok(end);
+                }
+                if done.is_none() {
+                    until = Instant::now() + PAUSE_TOLD_WITHIN;
+                }
+                done = Some(end);
             }
             if Instant::now() >= until {
+                if let Some(end) = done {
+                    return Ok(end);
+                }
                 let unanswered = shards.err().map_or_else(String::new, |e| format!("; {e}"));
                 return Err(Failure::Refused(format!(
                     "still under way after {} s; see `yagent shards {}`{unanswered}",
@@ -121,6 +133,11 @@ impl End {
     /// It was carried out.
     pub(super) fn done(&self) -> bool {
         self.outcome.done
+    }
+
+    /// Nothing more is to be told of it.
+    fn is_whole(&self) -> bool {
+        !self.done() || self.kind == Kind::Force || self.outcome.paused_ms.is_some()
     }
 
     fn paused_ms(&self) -> Option<f64> {
@@ -224,7 +241,7 @@ mod tests {
         let (lines, end) = looked(&mut watch, &shard);
         assert_eq!(lines, [format!("epoch 8: {} is the master", at(2))]);
         let end = end.unwrap();
-        assert!(end.done());
+        assert!(end.done() && end.is_whole());
         assert_eq!(
             end.sentence(),
             format!(
@@ -235,6 +252,17 @@ mod tests {
             )
         );
         assert_eq!(end.json()["lost_bytes"], 0);
+    }
+
+    #[test]
+    fn how_long_writes_were_paused_may_come_a_little_later() {
+        let mut shard = shard(16379);
+        let mut watch = Watch::new(&shard, "w".to_owned(), Kind::Switchover);
+        shard.state.as_mut().unwrap().outcome =
+            Some(Outcome { id: "w".to_owned(), done: true, text: "done".to_owned(), paused_ms: None });
+        let end = looked(&mut watch, &shard).1.unwrap();
+        assert!(end.done() && !end.is_whole());
+        assert!(end.sentence().ends_with("how long writes were paused was not measured, nothing was lost"));
     }
 
     #[test]
