@@ -187,7 +187,12 @@ pub struct Member {
     offered: Option<(u64, Instant)>,
     /// When writes were paused for a switchover, and by which wish.
     paused_writes: Option<(Instant, String)>,
+    /// A request of the stage failed: when it may be made again.
     retry: Option<Instant>,
+    /// A reading failed: when it is done again.
+    reread: Option<Instant>,
+    /// What was left undone for lateness is done then.
+    hurry: Option<Instant>,
 }
 
 impl Member {
@@ -239,6 +244,8 @@ impl Member {
             offered: None,
             paused_writes: None,
             retry: None,
+            reread: None,
+            hurry: None,
         }
     }
 
@@ -252,11 +259,14 @@ impl Member {
         // Rule 12: whoever comes late knows nothing and acts on nothing but its own fencing.
         let late = self.expected.is_some_and(|at| now.at > at + self.plan.timing.beat * 2);
         self.now = now;
+        self.hurry = None;
         self.take(input);
+        self.read_again();
         self.watch_lease();
         if late {
             self.view = None;
             self.next_look = now.at;
+            self.hurry = Some(now.at + self.plan.timing.beat / 16);
         } else {
             self.decide();
         }
@@ -284,13 +294,15 @@ impl Member {
             Stage::Standing { since } => Some(self.turn(*since)),
             Stage::Withdrawn { until } => Some(*until),
             Stage::HandedOver { since } => Some(*since + self.handover_limit()),
-            Stage::Following => self.held_back_until().filter(|at| *at > self.now.at),
+            Stage::Following => self.held_back_until(),
             _ => None,
         };
         let lease =
             (self.stage.needs_lease() || self.grace_until.is_some()).then(|| self.lease_ends()).flatten();
         let look = (self.life == Life::Up && self.running.is_none()).then_some(self.next_look);
-        [stage, lease, look, self.renew_fence, self.retry, self.pause_ends()].into_iter().flatten().min()
+        let others = [self.renew_fence, self.retry, self.reread, self.hurry, self.pause_ends()];
+        // What is over was dealt with, as far as it could be.
+        [stage, lease, look].into_iter().chain(others).flatten().filter(|at| *at > self.now.at).min()
     }
 
     /// As whose replica its server is to be started now: `host` and `port`. Never as a master.

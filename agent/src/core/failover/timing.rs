@@ -47,7 +47,7 @@ pub(super) const OLDEST_ACK: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimingError {
     /// The timing.
-    pub timing: Timing,
+    pub timing: Box<Timing>,
     /// The session timeout that it was computed with.
     pub session: Duration,
 }
@@ -81,7 +81,7 @@ impl Timing {
     pub fn check(&self) -> Result<(), TimingError> {
         let session = self.session;
         let fits = self.lease + self.reserve(session) <= session && self.lease > session / 3;
-        if fits { Ok(()) } else { Err(TimingError { timing: self.clone(), session }) }
+        if fits { Ok(()) } else { Err(TimingError { timing: Box::new(self.clone()), session }) }
     }
 }
 

@@ -380,7 +380,9 @@ impl Member {
             );
             self.fire("shard-no-candidate", Severity::Critical, &text);
         }
-        self.later();
+        if self.may_retry() {
+            self.later();
+        }
     }
 
     // The offer of a switchover

@@ -363,13 +363,17 @@ impl Member {
             (Asked::PutConfig(config), Answer::Written(version)) => self.know.config.wrote(*config, version),
             (Asked::PutConfig(_) | Asked::PutHistory | Asked::PutPause | Asked::PutHostPause, _) => {}
             // A reading that failed is repeated with the next connection, or the next beat.
-            (_, _) if self.connected => {
-                self.know.reset_unasked(&self.asked);
-                self.later();
-            }
-            _ => {}
+            _ => self.reread = Some(self.now.at + self.plan.timing.beat),
         }
-        if self.connected && self.retry.is_none() {
+        if self.connected {
+            self.read_what_is_unknown();
+        }
+    }
+
+    /// What could not be read is asked for again.
+    pub(super) fn read_again(&mut self) {
+        if self.connected && self.reread.take_if(|at| *at <= self.now.at).is_some() {
+            self.know.reset_unasked(&self.asked);
             self.read_what_is_unknown();
         }
     }

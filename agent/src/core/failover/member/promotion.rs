@@ -28,7 +28,7 @@ impl Member {
             Answer::Created => {
                 self.lock_gone = None;
                 self.lock_is_ours();
-                if self.stage == Stage::Locking {
+                if matches!(self.stage, Stage::Locking | Stage::HandedOver { .. }) {
                     // What was read before the lock was ours may be old.
                     self.know.state.doubt();
                     self.enter(Stage::Claiming);
@@ -215,7 +215,7 @@ impl Member {
 
     /// The point of no return. Whoever passes it holds the lock, has announced itself, and is watched by a fencer.
     fn make_master(&mut self) {
-        let ends = self.lease_ends();
+        let ends = self.lock_session.and(self.lease_until);
         if ends.is_none_or(|at| at <= self.now.at + self.plan.timing.order) {
             return self.give_up("its lease is too short".to_owned());
         }
