@@ -297,7 +297,7 @@ impl Member {
             .collect();
         let ours = self.plan.config();
         let config = self.know.config.content().unwrap_or(&ours);
-        let verdicts = candidates::judge(&standings, state, config);
+        let verdicts = candidates::judge(&standings, state, config, self.round);
         (standings, verdicts)
     }
 
@@ -360,7 +360,7 @@ impl Member {
         standings[place].node = Some(&own);
         let ours = self.plan.config();
         let config = self.know.config.content().unwrap_or(&ours);
-        match candidates::judge(&standings, state, config).swap_remove(place) {
+        match candidates::judge(&standings, state, config, self.round).swap_remove(place) {
             Verdict::Eligible => None,
             Verdict::Out(why) => Some(why),
         }

@@ -84,8 +84,11 @@ impl Member {
             node: standings[i].node.cloned(),
             lag_bytes: lag(standings[i].address),
             barred: match &verdicts[i] {
-                Verdict::Out(why) if standings[i].address != master => Some(why.clone()),
-                _ => None,
+                _ if standings[i].address == master => None,
+                Verdict::Out(why) => Some(why.clone()),
+                Verdict::Eligible => lag(standings[i].address)
+                    .filter(|bytes| *bytes > self.plan.max_lag)
+                    .map(|bytes| format!("offset {bytes} behind {master}")),
             },
             next: next == Some(i),
         };

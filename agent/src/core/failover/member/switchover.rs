@@ -44,7 +44,7 @@ impl Member {
         if let Some(intent) = &state.intent {
             return Err(format!("another request is under way (to {})", intent.to));
         }
-        if self.wish.is_some() || state.phase == Phase::Promoting {
+        if self.wish.is_some() || self.is_changing(&state) {
             return Err("a change of the master is under way".to_owned());
         }
         if self.is_paused() {
@@ -68,6 +68,11 @@ impl Member {
         }
         self.wish = Some(Intent { id, kind, to, by: self.plan.address.clone() });
         Ok(())
+    }
+
+    /// Somebody holds the lock and works on becoming the master.
+    fn is_changing(&self, state: &ShardState) -> bool {
+        state.phase == Phase::Promoting && self.know.lock.seen.is_some()
     }
 
     /// The member that would be promoted, were the master not there.
@@ -115,7 +120,7 @@ impl Member {
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.wish = None };
-        if state.intent.is_some() || state.phase == Phase::Promoting {
+        if state.intent.is_some() || self.is_changing(&state) {
             self.wish = None;
             return self
                 .log(Level::Warn, "the wish came too late: a change of the master is under way".to_owned());
