@@ -44,7 +44,11 @@ pub enum Request {
     /// Read the settings again.
     Reload,
     /// The shards that this host has a member of.
-    Shards,
+    Shards {
+        /// Only the one with this id.
+        #[serde(default)]
+        shard: Option<String>,
+    },
     /// A planned change of a shard's master.
     Switchover {
         /// The shard's id.

@@ -598,7 +598,7 @@ impl EventLoop {
                 self.control.wait(ready.token);
                 return self.reload(Some(ready.token));
             }
-            Ok(Request::Shards) => status::shards(&self.core, now()),
+            Ok(Request::Shards { shard }) => status::shards(&self.core, now(), shard.as_deref()),
             Ok(Request::Switchover { shard, to, id }) => self.wish(&shard, Wish::Switchover { to, id }),
             Ok(Request::Failover { shard, to, id }) => self.wish(&shard, Wish::Force { to, id }),
             Ok(Request::Pause { shard, for_ms, reason, host }) => {

@@ -19,7 +19,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     client::{Agent, Client, NoAnswer},
@@ -93,13 +93,22 @@ struct Answer {
 
 /// The shards that this host has a member of.
 fn ask(agent: &Agent) -> Result<Vec<ShardReport>, NoAnswer> {
+    put(agent, &json!({"verb": "shards"}))
+}
+
+/// The one shard with this id, as often as somebody looks on.
+fn ask_one(agent: &Agent, id: &str) -> Result<Option<ShardReport>, NoAnswer> {
+    Ok(put(agent, &json!({"verb": "shards", "shard": id}))?.pop())
+}
+
+fn put(agent: &Agent, question: &Value) -> Result<Vec<ShardReport>, NoAnswer> {
     let client = Client::connect(agent)?;
-    let answer = client.ask(&json!({"verb": "shards"}), LIMIT)?;
+    let answer = client.ask(question, LIMIT)?;
     Ok(client.read::<Answer>(&answer)?.shards)
 }
 
 /// Asks the agent to change something.
-fn order(agent: &Agent, request: &serde_json::Value) -> Result<(), Failure> {
+fn order(agent: &Agent, request: &Value) -> Result<(), Failure> {
     let outcome = Client::connect(agent)?.order(request, LIMIT)?;
     if outcome.ok { Ok(()) } else { Err(Failure::Refused(outcome.message)) }
 }

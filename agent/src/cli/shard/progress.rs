@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Failure, ask, change::Kind, plain};
+use super::{Failure, ask_one, change::Kind, plain};
 use crate::{
     cli::client::Agent,
     core::failover::{HistoryEntry, Outcome, Phase, ShardReport, ShardState},
@@ -57,12 +57,8 @@ impl Watch {
         let mut until = Instant::now() + limit;
         let mut done: Option<End> = None;
         loop {
-            let shards = ask(agent);
-            let shard = shards
-                .iter()
-                .flatten()
-                .find(|shard| shard.id == self.shard)
-                .filter(|shard| shard.state.is_some());
+            let answer = ask_one(agent, &self.shard);
+            let shard = answer.as_ref().ok().and_then(Option::as_ref);
             if let Some(end) = shard.and_then(|shard| self.look(shard, &tell)) {
                 if end.is_whole() {
                     return Ok(end);
@@ -76,7 +72,7 @@ impl Watch {
                 if let Some(end) = done {
                     return Ok(end);
                 }
-                let unanswered = shards.err().map_or_else(String::new, |e| format!("; {e}"));
+                let unanswered = answer.err().map_or_else(String::new, |e| format!("; {e}"));
                 return Err(Failure::Refused(format!(
                     "still under way after {} s; see `yagent shards {}`{unanswered}",
                     limit.as_secs(),
