@@ -37,7 +37,7 @@ use crate::{
     config::{EngineSettings, Settings},
     core::{
         Action, Core, EngineId, Event, HostPlan, InstanceId, NotStarted, Now, Outcome, Pid, Talk,
-        alert::Severity,
+        alert::Severity, failover::Wish,
     },
     plugin::{
         Backend, Plugin, StartPlan,
@@ -669,9 +669,27 @@ impl EventLoop {
                 self.control.wait(ready.token);
                 return self.reload(Some(ready.token));
             }
+            Ok(Request::Shards { shard }) => status::shards(&self.core, now(), shard.as_deref()),
+            Ok(Request::Switchover { shard, to, id }) => self.wish(&shard, Wish::Switchover { to, id }),
+            Ok(Request::Failover { shard, to, id }) => self.wish(&shard, Wish::Force { to, id }),
+            Ok(Request::Pause { shard, for_ms, reason, host }) => {
+                self.wish(&shard, Wish::Pause { long: Duration::from_millis(for_ms), reason, host })
+            }
+            Ok(Request::Resume { shard, host }) => self.wish(&shard, Wish::Resume { host }),
             Err(why) => serde_json::json!({"ok": false, "message": why}).to_string(),
         };
         self.control.answer(&mut self.poll, ready.token, Instant::now(), answer);
+    }
+
+    /// What an operator wishes of a shard: its member here refuses it, or sees to it.
+    fn wish(&mut self, shard: &str, wish: Wish) -> String {
+        log::info!("a control client wishes of shard {shard}: {wish:?}");
+        let (taken, actions) = self.core.wish(now(), shard, wish);
+        for action in actions {
+            self.act(action);
+        }
+        let (ok, message) = taken.map_or_else(|why| (false, why), |()| (true, "the shard has it".to_owned()));
+        serde_json::json!({"ok": ok, "message": message}).to_string()
     }
 
     fn status(&self) -> String {
@@ -685,7 +703,7 @@ impl EventLoop {
             rss_bytes: status::resident(),
             log_dropped: self.log.dropped(),
         };
-        status::report(agent, self.registry.status(), &self.core)
+        status::report(agent, self.registry.status(), &self.core, now())
     }
 
     // What comes round
