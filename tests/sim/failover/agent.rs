@@ -234,7 +234,9 @@ impl World {
         let Some(agent) = &self.hosts[host].agent else { return };
         let (Some(deadline), life) = (agent.member.next_deadline(), self.hosts[host].life) else { return };
         let at = self.micros(host, deadline);
-        let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| agent.wake != Some(at)) else { return };
+        let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| agent.wake != Some(at)) else {
+            return;
+        };
         agent.wake = Some(at);
         let late = if self.dice.percent(2) { self.dice.within(0..50 * MS) } else { 0 };
         let delay = at.saturating_sub(self.t) + late;

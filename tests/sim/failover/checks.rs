@@ -161,7 +161,8 @@ impl World {
         match &self.checks.published {
             Some(published) if published.host != host && !published.forced && !exempt => {
                 let master = published.host;
-                return self.violate(format!("host {host} takes a write although host {master} is the master"));
+                return self
+                    .violate(format!("host {host} takes a write although host {master} is the master"));
             }
             None if !exempt => {
                 return self.violate(format!("host {host} takes a write although there is no master"));

@@ -51,17 +51,93 @@ use Kind::*;
 
 /// Chosen as often as they stand here.
 const AT_A_TIME: &[Kind] = &[
-    Crash, Crash, Crash, Crash, StopRedis, StopRedis, KillAgent, KillAgent, StopAgent, StopAgent, StickAgent,
-    KillFencer, KillFencer, KillAgentAndFencer, CutAll, CutAll, CutAll, CutRegistry, CutRegistry, CutRegistry,
-    CutRegistry, CutToRegistry, CutFromRegistry, CutReplicas, CutReplicas, CutReplicas, CutOut, CutIn, CutPair,
-    CutPair, SlowCut, SlowCut, EnsembleDown, EnsembleDown, Expire, Expire, Break, Flaky, Flaky, WallJump, Slow,
-    Slow, OrdersLost, OrdersLost, KillsSlow, HostCrash, HostCrash, HostCrash, Lagging, Lagging, Switchover,
-    Switchover, Switchover, Switchover, Force, Force, Pause, PauseHost, Resume, CrashAll,
+    Crash,
+    Crash,
+    Crash,
+    Crash,
+    StopRedis,
+    StopRedis,
+    KillAgent,
+    KillAgent,
+    StopAgent,
+    StopAgent,
+    StickAgent,
+    KillFencer,
+    KillFencer,
+    KillAgentAndFencer,
+    CutAll,
+    CutAll,
+    CutAll,
+    CutRegistry,
+    CutRegistry,
+    CutRegistry,
+    CutRegistry,
+    CutToRegistry,
+    CutFromRegistry,
+    CutReplicas,
+    CutReplicas,
+    CutReplicas,
+    CutOut,
+    CutIn,
+    CutPair,
+    CutPair,
+    SlowCut,
+    SlowCut,
+    EnsembleDown,
+    EnsembleDown,
+    Expire,
+    Expire,
+    Break,
+    Flaky,
+    Flaky,
+    WallJump,
+    Slow,
+    Slow,
+    OrdersLost,
+    OrdersLost,
+    KillsSlow,
+    HostCrash,
+    HostCrash,
+    HostCrash,
+    Lagging,
+    Lagging,
+    Switchover,
+    Switchover,
+    Switchover,
+    Switchover,
+    Force,
+    Force,
+    Pause,
+    PauseHost,
+    Resume,
+    CrashAll,
 ];
 const AT_A_STEP: &[Kind] = &[
-    Crash, Crash, StopRedis, KillAgent, KillAgent, KillAgent, StopAgent, StopAgent, StickAgent, KillFencer, CutAll,
-    CutRegistry, CutRegistry, CutFromRegistry, EnsembleDown, Expire, Expire, Break, Break, HostCrash, CutReplicas,
-    OrdersLost, Switchover, Force, Slow,
+    Crash,
+    Crash,
+    StopRedis,
+    KillAgent,
+    KillAgent,
+    KillAgent,
+    StopAgent,
+    StopAgent,
+    StickAgent,
+    KillFencer,
+    CutAll,
+    CutRegistry,
+    CutRegistry,
+    CutFromRegistry,
+    EnsembleDown,
+    Expire,
+    Expire,
+    Break,
+    Break,
+    HostCrash,
+    CutReplicas,
+    OrdersLost,
+    Switchover,
+    Force,
+    Slow,
 ];
 
 /// A step of a member.
@@ -292,7 +368,8 @@ impl World {
                 self.later(after, Happening::Heals(cut));
             }
             Switchover | Force | Pause | PauseHost | Resume => self.wish(kind, long),
-            CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn | CutPair => {
+            CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn
+            | CutPair => {
                 self.cut(index, true);
             }
         }
@@ -348,7 +425,8 @@ impl World {
         };
         let now = self.now(host);
         self.log(|| format!("!! host {host} is asked for {wish:?}"));
-        let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| !agent.stopped && !agent.stuck) else {
+        let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| !agent.stopped && !agent.stuck)
+        else {
             return;
         };
         match agent.member.wish(now, wish) {
@@ -379,7 +457,8 @@ impl World {
         self.faults.all[index].lasts = false;
         self.log(|| format!("!! {kind:?} at host {host} is over"));
         match kind {
-            CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn | CutPair => {
+            CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn
+            | CutPair => {
                 self.cut(index, false);
             }
             Slow | SlowCut => (self.hosts[host].slow_up, self.hosts[host].slow_down) = (0, 0),

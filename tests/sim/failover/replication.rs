@@ -70,7 +70,8 @@ impl World {
             self.feed_replicas(host);
         }
         let redis = &self.hosts[host].redis;
-        let (link, state, heard, offset) = (redis.link.serial, redis.link.state, redis.link.heard, redis.data.offset);
+        let (link, state, heard, offset) =
+            (redis.link.serial, redis.link.state, redis.link.heard, redis.data.offset);
         let Some(master) = self.master_of(host) else { return };
         match state {
             LinkState::Down if !redis.is_loading(t) && self.can_talk(host, master) => {
@@ -199,7 +200,9 @@ impl World {
         redis.link.heard = t;
         let second = self.wall(master).div_euclid(1_000_000);
         let offset = self.hosts[host].redis.data.offset;
-        if let Some(replica) = self.hosts[master].redis.replicas.iter_mut().find(|r| r.link == link && r.host == host) {
+        if let Some(replica) =
+            self.hosts[master].redis.replicas.iter_mut().find(|r| r.link == link && r.host == host)
+        {
             replica.online = true;
             (replica.acked, replica.acked_s, replica.heard) = (offset, second, t);
         }
@@ -272,7 +275,8 @@ impl World {
         let t = self.t;
         let redis = &mut self.hosts[host].redis;
         let link = redis.link.serial;
-        redis.link = Link { serial: link + 1, down_since: redis.link.down_since.or(Some(t)), ..Link::default() };
+        redis.link =
+            Link { serial: link + 1, down_since: redis.link.down_since.or(Some(t)), ..Link::default() };
         let Some(master) = self.master_of(host) else { return };
         if self.reaches(host, master) {
             let (pid, delay) = (self.hosts[master].redis.pid, self.latency());
@@ -312,7 +316,8 @@ impl World {
             let link = self.hosts[replica].redis.link.serial;
             if self.master_of(replica) == Some(master) && self.is_link(replica, link) {
                 self.flush_stream(replica);
-                let knows = self.hosts[master].redis.replicas.iter().any(|r| r.host == replica && r.link == link);
+                let knows =
+                    self.hosts[master].redis.replicas.iter().any(|r| r.host == replica && r.link == link);
                 if !knows || self.hosts[master].redis.pid == 0 {
                     self.later(5 * MS, Happening::LinkBreaks { host: replica, link });
                 }

@@ -73,7 +73,11 @@ impl Setting {
             fencing,
             servers: if dice.percent(50) { 1 } else { 3 },
             repl_timeout: if dice.percent(60) { 60 * SECOND } else { dice.within(5 * SECOND..15 * SECOND) },
-            backlog: if dice.percent(70) { 1_048_576 } else { i64::try_from(dice.within(200..4000)).unwrap_or(1000) },
+            backlog: if dice.percent(70) {
+                1_048_576
+            } else {
+                i64::try_from(dice.within(200..4000)).unwrap_or(1000)
+            },
             dumps: [0, 30, 100][usize::try_from(dice.within(0..3)).unwrap_or(0)],
             load: if slow { 8 * SECOND } else { 200 * MS },
             copy: if slow { 6 * SECOND } else { 300 * MS },
@@ -92,7 +96,8 @@ fn timing(dice: &mut Dice) -> Timing {
         _ => 6_000,
     };
     let tight = dice.percent(40);
-    let (check, fence, tick) = if tight { (session / 40, session / 40, session / 20) } else { (500, 500, 500) };
+    let (check, fence, tick) =
+        if tight { (session / 40, session / 40, session / 20) } else { (500, 500, 500) };
     let rest = session - check - fence - tick - session / 100;
     let lease = if tight { rest } else { (session / 2).min(rest) };
     Timing {

@@ -337,7 +337,9 @@ impl World {
             Happening::CopyLoads { host, link } => self.copy_loads(host, link),
             Happening::CopyDone { host, link } => self.copy_done(host, link),
             Happening::Stream { host, link, offset } => self.stream(host, link, offset),
-            Happening::Ack { host, pid, from, link, offset } => self.acknowledged(host, pid, from, link, offset),
+            Happening::Ack { host, pid, from, link, offset } => {
+                self.acknowledged(host, pid, from, link, offset)
+            }
             Happening::LinkBreaks { host, link } => self.link_breaks(host, link),
             Happening::ReplicaGone { host, pid, from, link } => self.replica_gone(host, pid, from, link),
             Happening::Write { writer } => self.write(writer),

@@ -23,11 +23,22 @@ use crate::{
 /// What a client sends.
 #[derive(Debug)]
 pub(super) enum Up {
-    Connect { session: i64 },
-    Ping { sent: Micros },
-    Ask { id: RequestId, request: Request, sent: Micros },
+    Connect {
+        session: i64,
+    },
+    Ping {
+        sent: Micros,
+    },
+    Ask {
+        id: RequestId,
+        request: Request,
+        sent: Micros,
+    },
     /// The session thread keeps an ephemeral node.
-    Keep { path: String, content: Vec<u8> },
+    Keep {
+        path: String,
+        content: Vec<u8>,
+    },
     /// The connection is closed by the client.
     End,
 }
@@ -35,11 +46,21 @@ pub(super) enum Up {
 /// What a server sends.
 #[derive(Debug)]
 pub(super) enum Down {
-    Connected { session: i64 },
+    Connected {
+        session: i64,
+    },
     Expired,
-    Pong { sent: Micros },
-    Answer { id: RequestId, answer: Answer, sent: Micros },
-    Event { path: Rc<str> },
+    Pong {
+        sent: Micros,
+    },
+    Answer {
+        id: RequestId,
+        answer: Answer,
+        sent: Micros,
+    },
+    Event {
+        path: Rc<str>,
+    },
     /// The connection is closed by the server.
     End,
 }
@@ -127,7 +148,8 @@ impl Ensemble {
         if let Some(id) = self.paths.iter().position(|path| &*path.name == name) {
             return id;
         }
-        let parent = name.rsplit_once('/').filter(|(above, _)| !above.is_empty()).map(|(above, _)| self.path(above));
+        let parent =
+            name.rsplit_once('/').filter(|(above, _)| !above.is_empty()).map(|(above, _)| self.path(above));
         self.paths.push(Path { name: name.into(), parent });
         for server in &mut self.servers {
             server.tree.resize(self.paths.len(), None);
@@ -332,9 +354,11 @@ impl World {
                     return Answer::Names(None);
                 }
                 watch(&mut self.zoo, path, true);
-                let children = (0..self.zoo.paths.len())
-                    .filter(|id| self.zoo.paths[*id].parent == Some(path) && self.zoo.node(server, *id).is_some());
-                let name = |id: usize| self.zoo.paths[id].name.rsplit('/').next().unwrap_or_default().to_owned();
+                let children = (0..self.zoo.paths.len()).filter(|id| {
+                    self.zoo.paths[*id].parent == Some(path) && self.zoo.node(server, *id).is_some()
+                });
+                let name =
+                    |id: usize| self.zoo.paths[id].name.rsplit('/').next().unwrap_or_default().to_owned();
                 Answer::Names(Some(children.map(name).collect()))
             }
             Request::Create { path, node } => {
@@ -374,7 +398,8 @@ impl World {
     }
 
     fn create(&mut self, path: usize, content: Rc<[u8]>, owner: i64) {
-        if let Some(parent) = self.zoo.paths[path].parent.filter(|parent| self.zoo.node(0, *parent).is_none()) {
+        if let Some(parent) = self.zoo.paths[path].parent.filter(|parent| self.zoo.node(0, *parent).is_none())
+        {
             self.create(parent, Rc::from([]), 0);
         }
         self.commit(Txn::Create { path, content, owner });

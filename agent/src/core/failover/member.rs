@@ -23,8 +23,8 @@ use std::{
 use log::Level;
 
 use super::{
-    Command, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role, ShardPlan,
-    ShardState, View, Wish,
+    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role,
+    ShardPlan, ShardState, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
@@ -34,8 +34,6 @@ use crate::{
 use knowledge::{Asked, Knowledge, Purpose};
 pub use report::{MemberReport, ShardReport};
 
-/// A fence lasts this long and is renewed in time.
-const FENCE_FOR: Duration = Duration::from_secs(3600);
 /// Candidates that know of one another let their offsets arrive, after a release.
 const SETTLE: Duration = Duration::from_millis(30);
 /// How long the siblings of a new master may take to follow it before they count as stale.
@@ -288,6 +286,15 @@ impl Member {
         Ok(mem::take(&mut self.out))
     }
 
+    /// What is left to do for one that is no longer a member: the lock is given back.
+    pub fn farewell(&mut self, now: Now) -> Vec<Command> {
+        self.now = now;
+        if self.lock_session.is_some() {
+            self.drop_lock();
+        }
+        mem::take(&mut self.out)
+    }
+
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
     pub fn next_deadline(&self) -> Option<Instant> {
         let stage = match &self.stage {
@@ -330,9 +337,14 @@ impl Member {
         self.life
     }
 
-    /// Its own address.
-    pub fn address(&self) -> &str {
-        &self.plan.address
+    /// What it was told of its shard.
+    pub fn plan(&self) -> &ShardPlan {
+        &self.plan
+    }
+
+    /// Whether a node is one that it reads.
+    pub fn concerns(&self, path: &str) -> bool {
+        path.starts_with(&self.plan.path("")) || path == self.host_pause_path()
     }
 
     /// The path of the node that [`Command::Publish`] is about.
