@@ -26,11 +26,11 @@ pub(super) struct Link {
     pub(super) state: LinkState,
     pub(super) down_since: Option<Micros>,
     /// When the master was last heard.
-    heard: Micros,
+    pub(super) heard: Micros,
     /// When the last part of the stream arrives.
-    last: Micros,
+    pub(super) last: Micros,
     /// How far the stream has come that could not be applied yet.
-    held: i64,
+    pub(super) held: i64,
 }
 
 /// A replica as its master knows it.

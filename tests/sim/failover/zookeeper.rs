@@ -161,12 +161,6 @@ impl Ensemble {
         self.servers[server].tree[path].as_ref()
     }
 
-    /// The content at the leader.
-    pub(super) fn content(&mut self, name: &str) -> Option<Rc<[u8]>> {
-        let path = self.path(name);
-        self.node(0, path).map(|node| node.content.clone())
-    }
-
     /// The session that a node lives with, at the leader.
     pub(super) fn owner(&mut self, name: &str) -> Option<i64> {
         let path = self.path(name);
