@@ -56,9 +56,12 @@ impl Shard {
         let ready = |index: usize, report: &Value| {
             let members = report["members"].as_array().cloned().unwrap_or_default();
             let state = &report["state"];
-            let all = members
-                .iter()
-                .all(|member| member["node"]["role"] != "unknown" && member["barred"].is_null());
+            let well = |member: &Value| {
+                let role = &member["node"]["role"];
+                member["barred"].is_null()
+                    && (role == "master" || (role == "replica" && member["node"]["link"] == true))
+            };
+            let all = !members.is_empty() && members.iter().all(well);
             state["phase"] == "done"
                 && state["solo"] == false
                 && state["master"] == self.address(index)
