@@ -53,6 +53,7 @@ pub struct Plan {
     servers: usize,
     settings: Vec<(&'static str, &'static str, String)>,
     conf: String,
+    password: Option<String>,
 }
 
 impl Plan {
@@ -60,7 +61,7 @@ impl Plan {
     pub fn new(hosts: usize) -> Plan {
         // A copy that waits for company, redis' default, would make every test wait for it.
         let conf = "save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\nrepl-timeout 10\n".to_owned();
-        Plan { hosts, servers: 1, settings: Vec::new(), conf }
+        Plan { hosts, servers: 1, settings: Vec::new(), conf, password: None }
     }
 
     /// So many ZooKeeper servers.
@@ -82,6 +83,12 @@ impl Plan {
         self
     }
 
+    /// Has redis ask for a password.
+    pub fn password(mut self, password: &str) -> Plan {
+        self.password = Some(password.to_owned());
+        self.conf(&format!("requirepass {password}"))
+    }
+
     /// Everything but the agents, which are ready to be started.
     pub fn prepare(self) -> Cluster {
         let mut net = Net::new();
@@ -100,7 +107,7 @@ impl Plan {
                 .set("global", "zoo_tick", 0.2)
                 .set("global", "CheckInterval", CHECK.as_secs_f64())
                 .set("global", "probe_interval", 0.2)
-                .set("global", "timeout", 10)
+                .set("redis", "timeout", 10)
                 .set("redis", "redis_port", PORT)
                 .set("redis", "redis_lease", LEASE.as_secs_f64())
                 .set("redis", "redis_fence_time", FENCE.as_secs_f64())
@@ -114,7 +121,7 @@ impl Plan {
         let members: Vec<String> = peers.iter().map(|peer| format!("{peer}:{PORT}")).collect();
         let path = format!("/redis/shards/{}", members[0]);
         let watch = Watch::start(&client, &names.join(","), &path, &members);
-        Cluster { watch, hosts, servers, spaces, client, zookeeper, path, _net: net }
+        Cluster { watch, hosts, servers, spaces, client, zookeeper, path, password: self.password, _net: net }
     }
 
     /// All running, with a master, and everybody following it.
@@ -141,6 +148,7 @@ pub struct Cluster {
     pub client: Arc<Space>,
     zookeeper: Arc<Space>,
     path: String,
+    password: Option<String>,
     _net: Net,
 }
 
@@ -185,7 +193,11 @@ impl Cluster {
 
     /// A connection to a host's redis, made on that host itself.
     pub fn redis(&self, host: usize) -> std::io::Result<Redis> {
-        self.spaces[host].run(|| Redis::connect_to(self.address(host), LIMIT))
+        let mut redis = self.spaces[host].run(|| Redis::connect_to(self.address(host), LIMIT))?;
+        if let Some(password) = &self.password {
+            redis.call(&["AUTH", password])?;
+        }
+        Ok(redis)
     }
 
     /// A reply of a host's redis.

@@ -104,8 +104,13 @@ impl Host {
 
     /// Sets an environment variable of the agent.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
+        self.set_environment(name, value);
         self
+    }
+
+    /// As [`environment`](Self::environment), on a host that is there already.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts the agent and waits until every instance of the ini is up and answers.
@@ -134,7 +139,7 @@ impl Host {
             .open(self.log())
             .expect("cannot open the agent's log");
         let child =
-            self.command(words).stderr(log).stdout(Stdio::null()).spawn().expect("cannot start the agent");
+            self.command_by(&self.prefix, words).stderr(log).stdout(Stdio::null()).spawn().expect("cannot start the agent");
         self.child = Some(child);
     }
 
@@ -284,8 +289,12 @@ impl Host {
 
     /// `yagent VERB -c FILE …`, ready to run.
     pub fn command(&self, words: &[&str]) -> Command {
+        self.command_by(&[], words)
+    }
+
+    fn command_by(&self, prefix: &[String], words: &[&str]) -> Command {
         let (verb, rest) = words.split_first().expect("a verb");
-        let mut program = self.prefix.clone();
+        let mut program = prefix.to_vec();
         program.push(programs::yagent().display().to_string());
         let mut command = match &self.space {
             Some(space) => space.command(&program[0]),
