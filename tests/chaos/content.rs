@@ -1,6 +1,6 @@
 //! What is written, what is repaired, what is left alone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -9,12 +9,16 @@ use yagent_tests::{
     zookeeper::{Kazoo, shared},
 };
 
-use crate::subject::{Host, Subject, T, settings};
+use crate::subject::{Host, Subject, T, settings, with_timeout};
 
 fn begin(chroot: &str, nonce: &str) -> (Host, Subject, Kazoo) {
+    begin_with_timeout(chroot, nonce, T)
+}
+
+fn begin_with_timeout(chroot: &str, nonce: &str, timeout: Duration) -> (Host, Subject, Kazoo) {
     let server = shared();
     let host = Host::new("10.0.0.1", "h", nonce);
-    let mut subject = Subject::start(&settings(&[&server.address()], chroot, "h"));
+    let mut subject = Subject::start(&with_timeout(timeout, settings(&[&server.address()], chroot, "h")));
     subject.keep(&host);
     subject.event("synced");
     (host, subject, Kazoo::new(&server.address()))
@@ -58,11 +62,12 @@ fn what_others_change_or_delete_is_repaired() {
 
 #[test]
 fn the_ephemeral_of_our_previous_run_is_taken_over_at_once() {
-    let (_, mut before, mut kazoo) = begin("/previous", "first");
+    let timeout = Duration::from_secs(30);
+    let (_, mut before, mut kazoo) = begin_with_timeout("/previous", "first", timeout);
     before.kill();
     let begun = Instant::now();
     let (host, mut subject, _) = begin("/previous", "second");
-    assert!(begun.elapsed() < T, "it took {:?}: the old session had to expire first", begun.elapsed());
+    assert!(begun.elapsed() < timeout, "it took {:?}: the old session had to expire first", begun.elapsed());
     host.await_whole(&mut kazoo, "/previous", &mut subject);
     assert!(!subject.events_so_far().contains(&"conflict".to_owned()));
 }

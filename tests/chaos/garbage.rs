@@ -1,5 +1,7 @@
 //! Servers that are mute, close, or talk nonsense.
 
+use std::time::Instant;
+
 use crate::{
     proxy::{Mode, Proxy, Script, session},
     subject::{Host, Subject, settings},
@@ -64,6 +66,7 @@ fn tried_again(proxy: &Proxy) -> Result<(), String> {
 #[test]
 fn no_kind_of_garbage_hangs_floods_or_kills_the_client() {
     let server: &Server = shared();
+    let begun = Instant::now();
     let mut trials: Vec<Trial> = kinds().into_iter().enumerate().map(|(i, kind)| begin(i, kind)).collect();
     for trial in &mut trials {
         let name = trial.name;
@@ -72,9 +75,9 @@ fn no_kind_of_garbage_hangs_floods_or_kills_the_client() {
             assert!(trial.subject.figure("cuts") >= 2, "{name}: not cut");
         }
         trial.subject.check_budget();
-        // 20 ms between hosts, then rounds from 200 ms up: never a flood.
-        let tries = trial.proxy.accepted();
-        assert!(tries < 40, "{name}: {tries} connections");
+        // 20 ms between hosts, then rounds from 200 ms up, less a half by chance: never a flood.
+        let (tries, seconds) = (trial.proxy.accepted(), begun.elapsed().as_secs() as usize);
+        assert!(tries < 20 + 10 * seconds, "{name}: {tries} connections in {seconds} s");
     }
     let mut kazoo = Kazoo::new(&server.address());
     let real = server.address().parse().expect("no address");

@@ -31,6 +31,12 @@ pub(crate) fn settings(servers: &[&str], chroot: &str, host_id: &str) -> Value {
     json!({"servers": servers, "chroot": chroot, "host_id": host_id, "log": log, "timeout_ms": T.as_millis() as u64})
 }
 
+/// As `settings` has it, with another session timeout.
+pub(crate) fn with_timeout(timeout: Duration, mut settings: Value) -> Value {
+    settings["timeout_ms"] = json!(timeout.as_millis() as u64);
+    settings
+}
+
 /// The process.
 pub(crate) struct Subject {
     child: Child,
@@ -134,6 +140,16 @@ impl Subject {
         panic!("the subject does not answer");
     }
 
+    /// Waits until a request that was sent from now on is answered: the connection of before may have gone unnoticed.
+    pub(crate) fn await_answered(&mut self) {
+        let begun = Instant::now();
+        wait::until("a new request is answered", || {
+            let measured = self.measure();
+            let sent = measured["acknowledged_ms_ago"].as_u64().map(Duration::from_millis);
+            wait::check(sent.is_some_and(|ago| ago < begun.elapsed()), || measured.to_string())
+        });
+    }
+
     /// One figure of its status.
     pub(crate) fn figure(&mut self, name: &str) -> u64 {
         self.measure()["measured"][name].as_u64().unwrap_or_else(|| panic!("no figure {name}"))
@@ -177,7 +193,7 @@ impl Subject {
         let allowed = wall / 5 + Duration::from_millis(200);
         assert!(used < allowed, "{used:?} of CPU time in {wall:?}");
         let slowest = measured["slowest_call_us"].as_u64().expect("no figure");
-        assert!(slowest < 250_000, "a call that must not block took {slowest} us");
+        assert!(slowest < 250_000, "a call that must not block was blocked for {slowest} us");
     }
 }
 

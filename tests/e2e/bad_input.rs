@@ -97,7 +97,7 @@ fn an_unreadable_file() {
 fn private_copy(dir: &Path) -> std::path::PathBuf {
     let copy = dir.join("bin").join("yagent");
     fs::create_dir_all(copy.parent().unwrap()).unwrap();
-    fs::copy(programs::yagent(), &copy).unwrap();
+    programs::copy_program(&programs::yagent(), &copy);
     copy
 }
 
@@ -184,7 +184,7 @@ fn another_user_in_the_arguments_of_an_agent_that_is_not_root() {
     std::os::unix::fs::chown(host.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let agent = private_copy(host.path());
     for plugin in ["libyagent_memcached.so", "libyagent_redis.so"] {
-        fs::copy(programs::yagent().with_file_name(plugin), agent.with_file_name(plugin)).unwrap();
+        programs::copy_program(&programs::yagent().with_file_name(plugin), &agent.with_file_name(plugin));
     }
     let log = fs::File::create(host.log()).unwrap();
     let mut command = Command::new(agent);

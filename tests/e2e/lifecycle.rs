@@ -1,6 +1,12 @@
 //! Start and stop: what an instance is born with, and what outlives the agent.
 
-use std::{fs, os::unix::net::UnixDatagram, process::Command, time::Duration};
+use std::{
+    fs,
+    os::unix::net::UnixDatagram,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use yagent_tests::{
     cache::{Memcached, Redis},
@@ -213,27 +219,48 @@ fn a_guard_that_is_told_to_end_while_its_agent_dies_ends_well() {
     }
 }
 
-#[test]
-fn a_guard_starts_the_new_program_after_an_upgrade() {
-    let mut host = Host::new().memcached(1);
+/// Launches a guard from a copy of the agent that a test may remove or replace; the copy.
+fn launch_installed(host: &mut Host) -> PathBuf {
     let (bin, installed) = (programs::yagent(), host.path().join("bin"));
     fs::create_dir(&installed).unwrap();
     for name in ["yagent", "libyagent_memcached.so", "libyagent_redis.so"] {
-        fs::copy(bin.with_file_name(name), installed.join(name)).unwrap();
+        programs::copy_program(&bin.with_file_name(name), &installed.join(name));
     }
     host.write_ini();
     let program = installed.join("yagent");
     let mut command = Command::new(&program);
     command.args(["run", "--guard", "-c"]).arg(host.file()).env("YAGENT_TEST_HOST", host.path());
     host.adopt_child(command.stderr(fs::File::create(host.log()).unwrap()).spawn().unwrap());
+    program
+}
+
+#[test]
+fn a_guard_that_is_told_to_end_between_two_tries_ends_at_once() {
+    let mut host = Host::new().memcached(1);
+    let program = launch_installed(&mut host);
+    let agent = agent_pid(&host.wait_up());
+    fs::remove_file(&program).unwrap();
+    process::signal(agent, Signal::KILL);
+    wait::until("the pause between two tries is at its longest", || {
+        wait::check(host.log_text().contains("tried again in 5000 ms"), || host.log_text())
+    });
+    let told = Instant::now();
+    assert_eq!(host.term().code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(3), "it ended after {:?}", told.elapsed());
+}
+
+#[test]
+fn a_guard_starts_the_new_program_after_an_upgrade() {
+    let mut host = Host::new().memcached(1);
+    let program = launch_installed(&mut host);
     let old = agent_pid(&host.wait_up());
-    let new = installed.join("yagent.new");
-    fs::rename(&program, installed.join("yagent.old")).unwrap();
+    let new = program.with_extension("new");
+    fs::rename(&program, program.with_extension("old")).unwrap();
     process::signal(old, Signal::KILL);
     wait::until("the guard misses the program", || {
         wait::check(host.log_text().contains("cannot run"), || host.log_text())
     });
-    fs::copy(&bin, &new).unwrap();
+    programs::copy_program(&programs::yagent(), &new);
     fs::rename(&new, &program).unwrap();
     host.wait_status("the new agent is there", |status| agent_pid(status) != old);
     assert_eq!(host.term().code(), Some(0));

@@ -99,7 +99,7 @@ fn an_instance_that_dies_again_and_again_always_comes_back() {
 fn a_server_that_cannot_start_is_tried_again_until_it_can() {
     let mut host = Host::new().memcached(1);
     let program = host.path().join("memcached");
-    write_program(&program, "#!/bin/sh\necho no such luck >&2\nexit 1\n");
+    programs::script(&program, "#!/bin/sh\necho no such luck >&2\nexit 1\n");
     host.ini.set("memcached", "mc_fpath", program.display());
     host.launch();
     host.wait_alert("instance-cannot-start");
@@ -108,18 +108,9 @@ fn a_server_that_cannot_start_is_tried_again_until_it_can() {
     });
     assert_ne!(why.instances()[0].state, "up");
     let real = programs::memcached();
-    write_program(&program, &format!("#!/bin/sh\nexec {} \"$@\"\n", real.display()));
+    programs::script(&program, &format!("#!/bin/sh\nexec {} \"$@\"\n", real.display()));
     host.wait_up();
     host.wait_status("the alert is resolved", |status| !status.fires("instance-cannot-start"));
-}
-
-/// Puts a program in place at once: one that is being written cannot be run.
-fn write_program(path: &std::path::Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    let fresh = path.with_extension("fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&fresh, path).unwrap();
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Finds the programs that the tests run. A missing one is a failure that names what to install, never a skipped test.
+//! And makes programs of the tests' own.
 
 use std::{
     env,
+    io::Write,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 /// The agent: `YAGENT_BIN`, else `yagent` beside the folder of this test binary.
@@ -44,6 +47,28 @@ pub fn debian(name: &str, package: &str) -> PathBuf {
 /// Panics unless a file or folder of a Debian package is there.
 pub fn require(path: &str, package: &str) {
     assert!(Path::new(path).exists(), "{path} is missing: install the Debian package {package}");
+}
+
+/// Copies a program, or a library to lie beside it, to `to`, a new file.
+pub fn copy_program(from: &Path, to: &Path) {
+    run_writer(Command::new("cp").arg("--").args([from, to]), "");
+}
+
+/// Puts a script in place at once: an older one is replaced as a whole.
+pub fn script(to: &Path, text: &str) {
+    let write = r#"cat >"$0.fresh" && chmod 755 "$0.fresh" && mv -f -- "$0.fresh" "$0""#;
+    run_writer(Command::new("sh").args(["-c", write]).arg(to), text);
+}
+
+/// Whatever is to be executed is written by a child and never by the test process itself: there another test's thread
+/// may fork while the file is open for writing, and until that child's own exec nobody can execute the file (ETXTBSY).
+fn run_writer(command: &mut Command, text: &str) {
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("cannot start the writer");
+    let mut stdin = child.stdin.take().expect("no pipe");
+    stdin.write_all(text.as_bytes()).expect("the writer does not read");
+    drop(stdin);
+    let status = child.wait().expect("cannot wait for the writer");
+    assert!(status.success(), "{command:?}: {status}");
 }
 
 fn existing(file: PathBuf, advice: &str) -> PathBuf {

@@ -3,19 +3,21 @@
 
 use std::{
     env, io,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     process::{Child, Command, ExitCode, ExitStatus},
-    thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::{
-    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1},
-    iterator::Signals,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{eprint_line, exit, run::RunArgs};
+use crate::shell::signals::Signals;
 
 /// The first pause before a restart; it doubles with each death within [`STEADY`].
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -23,6 +25,13 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 /// An agent that lived this long did not die in a row.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// The agent.
+struct Agent {
+    child: Child,
+    /// Readable once it is dead.
+    pidfd: OwnedFd,
+}
 
 /// Runs the agent and starts it again until it ends by itself or is told to.
 pub(super) fn guard(args: &RunArgs) -> ExitCode {
@@ -36,14 +45,14 @@ pub(super) fn guard(args: &RunArgs) -> ExitCode {
 }
 
 fn watch(args: &RunArgs) -> io::Result<u8> {
-    let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let signals = Signals::new()?;
     // Asked for once: after an upgrade the kernel calls the guard's own program deleted.
     let program = env::current_exe()?;
     let mut pause = PAUSE_FIRST;
     let mut agent = start(&program, args)?;
     loop {
         let began = Instant::now();
-        let (status, told_to_end) = attend(&mut agent, &mut signals)?;
+        let (status, told_to_end) = attend(&mut agent, &signals)?;
         match status.code() {
             Some(code) if told_to_end || code != i32::from(exit::INTERNAL) => {
                 return Ok(u8::try_from(code).unwrap_or(exit::INTERNAL));
@@ -56,7 +65,7 @@ fn watch(args: &RunArgs) -> io::Result<u8> {
             pause = PAUSE_FIRST;
         }
         eprint_line(&format!("the agent died ({status}) and is started again in {} ms", pause.as_millis()));
-        agent = match start_again(&program, args, &mut pause, &mut signals) {
+        agent = match start_again(&program, args, &mut pause, &signals) {
             Some(agent) => agent,
             None => return Ok(0),
         };
@@ -65,13 +74,12 @@ fn watch(args: &RunArgs) -> io::Result<u8> {
 
 /// After a pause; one that cannot be started now (its file is just being replaced, the host is full) may be later.
 /// `None`: told to end in the meantime, when there is no agent to pass that on to.
-fn start_again(program: &Path, args: &RunArgs, pause: &mut Duration, signals: &mut Signals) -> Option<Child> {
+fn start_again(program: &Path, args: &RunArgs, pause: &mut Duration, signals: &Signals) -> Option<Agent> {
     loop {
-        thread::sleep(*pause);
-        *pause = (*pause * 2).min(PAUSE_LONGEST);
-        if signals.pending().any(|signal| matches!(signal, SIGTERM | SIGINT)) {
+        if told_to_end_within(*pause, signals) {
             return None;
         }
+        *pause = (*pause * 2).min(PAUSE_LONGEST);
         match start(program, args) {
             Ok(agent) => return Some(agent),
             Err(e) => {
@@ -85,30 +93,63 @@ fn start_again(program: &Path, args: &RunArgs, pause: &mut Duration, signals: &m
     }
 }
 
-fn start(program: &Path, args: &RunArgs) -> io::Result<Child> {
-    Command::new(program).arg("run").arg("-c").arg(&args.config).spawn()
+/// Waits for `pause`, or until told to end; a new agent needs none of the other signals.
+fn told_to_end_within(pause: Duration, signals: &Signals) -> bool {
+    let until = Instant::now() + pause;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        // Interrupted by a signal, it has that signal to take.
+        let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&limit));
+        if signals.take().into_iter().any(ends) {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
+        }
+    }
+}
+
+fn ends(signal: i32) -> bool {
+    matches!(signal, SIGTERM | SIGINT)
+}
+
+/// An agent that cannot be watched is killed: it was not started.
+fn start(program: &Path, args: &RunArgs) -> io::Result<Agent> {
+    let mut child = Command::new(program).arg("run").arg("-c").arg(&args.config).spawn()?;
+    match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Agent { child, pidfd }),
+        Err(e) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(e.into())
+        }
+    }
 }
 
 /// Passes signals on until the agent is dead; how it ended, and whether it was told to.
-fn attend(agent: &mut Child, signals: &mut Signals) -> io::Result<(ExitStatus, bool)> {
+fn attend(agent: &mut Agent, signals: &Signals) -> io::Result<(ExitStatus, bool)> {
     let mut told_to_end = false;
     loop {
-        if let Some(status) = agent.try_wait()? {
+        if let Some(status) = agent.child.try_wait()? {
             return Ok((status, told_to_end));
         }
-        for signal in signals.wait() {
-            told_to_end |= matches!(signal, SIGTERM | SIGINT);
-            pass_on(agent, signal);
+        let mut fds =
+            [signals.as_fd(), agent.pidfd.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        for signal in signals.take() {
+            told_to_end |= ends(signal);
+            pass_on(&agent.child, signal);
         }
     }
 }
 
 fn pass_on(agent: &Child, signal: i32) {
-    let pid = i32::try_from(agent.id()).ok().and_then(Pid::from_raw);
-    if signal != SIGCHLD
-        && let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal))
-    {
+    if let Some(signal) = Signal::from_named_raw(signal) {
         // An agent that is gone needs no signal.
-        let _ = kill_process(pid, signal);
+        let _ = kill_process(Pid::from_child(agent), signal);
     }
 }

@@ -23,7 +23,7 @@ mod timing;
 
 use std::time::{Duration, Instant};
 
-pub use candidates::{Standing, Verdict};
+use candidates::{Standing, Verdict};
 pub use member::{Member, MemberReport, Planted, ShardReport};
 pub use shard::{
     Change, Config, Handover, HistoryEntry, Intent, IntentKind, LockNode, MemberNode, Outcome, PauseNode,

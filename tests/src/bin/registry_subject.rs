@@ -1,6 +1,6 @@
 //! A process with nothing in it but the registry client, for experiments on it: commands come as lines of JSON on
 //! standard input, events and answers leave as lines of JSON. It measures itself: threads, descriptors, CPU time, and
-//! how long the calls that must not block took.
+//! how long the calls that must not block were blocked.
 
 use std::{
     env, fs,
@@ -37,6 +37,8 @@ struct Subject {
     registry: Box<dyn Registry>,
     waker: Waker,
     slowest: Duration,
+    /// CPU time of the calls into the client.
+    calls: Duration,
     told_closed: bool,
 }
 
@@ -56,7 +58,7 @@ impl Subject {
         let waker = Waker::new()?;
         let identity = Identity { host_id: text(&settings["host_id"]) };
         let registry = registry::zookeeper(&zookeeper, identity, waker.clone())?;
-        Ok(Subject { registry, waker, slowest: Duration::ZERO, told_closed: false })
+        Ok(Subject { registry, waker, slowest: Duration::ZERO, calls: Duration::ZERO, told_closed: false })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -111,9 +113,11 @@ impl Subject {
     }
 
     fn timed<T>(&mut self, call: impl FnOnce(&dyn Registry) -> T) -> T {
-        let begun = Instant::now();
+        let (begun, before, cpu) = (Instant::now(), scheduled(), clock(ClockId::ThreadCPUTime));
         let result = call(&*self.registry);
-        self.slowest = self.slowest.max(begun.elapsed());
+        self.calls += clock(ClockId::ThreadCPUTime).saturating_sub(cpu);
+        let blocked = begun.elapsed().saturating_sub(scheduled().saturating_sub(before));
+        self.slowest = self.slowest.max(blocked);
         result
     }
 
@@ -128,9 +132,15 @@ impl Subject {
                 .map(|at| at.elapsed().as_millis() as u64),
             "threads": threads()?,
             "descriptors": fs::read_dir("/proc/self/fd")?.count().saturating_sub(1),
-            "cpu_ms": cpu().as_millis() as u64,
+            "cpu_ms": self.cpu().as_millis() as u64,
             "slowest_call_us": self.slowest.as_micros() as u64,
         }))
+    }
+
+    /// CPU time of the client: all of the process but for what this thread spends on being measured.
+    fn cpu(&self) -> Duration {
+        let others = clock(ClockId::ProcessCPUTime).saturating_sub(clock(ClockId::ThreadCPUTime));
+        others + self.calls
     }
 }
 
@@ -215,10 +225,17 @@ fn threads() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// CPU time of the whole process, user and system.
-fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+fn clock(id: ClockId) -> Duration {
+    let time = clock_gettime(id);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// How long this thread has run or waited for a processor, which a busy machine may make long; zero where the kernel
+/// does not tell.
+fn scheduled() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let figures = text.split_ascii_whitespace().take(2);
+    Duration::from_nanos(figures.filter_map(|figure| figure.parse::<u64>().ok()).sum())
 }
 
 /// Our own lines and none of the library's, as the agent has it.

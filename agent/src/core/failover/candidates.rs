@@ -1,30 +1,268 @@
 //! Who may be promoted, and who of those first.
 
-use super::{Config, MemberNode, ShardState};
+use std::cmp::Reverse;
+
+use super::{Config, MemberNode, NOWHERE, Role, ShardState};
 
 /// A member with what is known of it when a master is to be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing<'a> {
+pub(super) struct Standing<'a> {
     /// Its address.
-    pub address: &'a str,
+    pub(super) address: &'a str,
     /// Its node; `None`: no agent speaks for it.
-    pub node: Option<&'a MemberNode>,
+    pub(super) node: Option<&'a MemberNode>,
 }
 
 /// What came of looking at a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// It may be promoted.
     Eligible,
     /// It may not; why, as in "10.0.0.2:16379 not promoted: …".
     Out(String),
 }
 
-/// Judges each of the members: `state` is the last master's, `config` the shard's agreement.
-pub fn judge<'a>(
-    _standings: &[Standing<'a>],
-    _state: Option<&ShardState>,
-    _config: &Config,
-) -> Vec<(&'a str, Verdict)> {
-    Vec::new()
+/// Judges each of the members, given in order of their addresses. `state` is the last master's, `None` where the shard
+/// never had one; `config` is the shard's agreement. Offsets count only in an election, of those who said theirs for its
+/// `round`: what others published may be hours old.
+pub(super) fn judge(
+    standings: &[Standing<'_>],
+    state: Option<&ShardState>,
+    config: &Config,
+    round: u64,
+) -> Vec<Verdict> {
+    let hash = config.hash();
+    let no_data = standings.iter().all(|s| s.node.is_some_and(|node| !node.loading && node.keys == 0));
+    let out = |standing: &Standing<'_>| -> Option<String> {
+        let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
+        condition(node, config, &hash).or_else(|| history(node, state?, no_data))
+    };
+    let barred: Vec<Option<String>> = standings.iter().map(out).collect();
+    let fresh = |node: &&MemberNode| round > 0 && node.round == round;
+    let offsets = standings.iter().zip(&barred).filter(|(_, barred)| barred.is_none());
+    let best = offsets
+        .filter_map(|(s, _)| Some((s.node.filter(fresh)?.offset, s.address)))
+        .max_by_key(|(offset, _)| *offset);
+    let lags = |standing: &Standing<'_>| -> Option<String> {
+        let (node, (offset, ahead)) = (standing.node.filter(fresh)?, best?);
+        // Where there never was a master there is no history in which to be behind.
+        let known = if state?.replid == node.replid { state?.offset.max(offset) } else { offset };
+        let behind = u64::try_from(known - node.offset).unwrap_or(0);
+        let whom = if known > offset { "the last master" } else { ahead };
+        (behind > config.max_lag).then(|| format!("offset {behind} behind {whom}"))
+    };
+    let verdict = |(standing, barred): (&Standing<'_>, Option<String>)| {
+        barred.or_else(|| lags(standing)).map_or(Verdict::Eligible, Verdict::Out)
+    };
+    standings.iter().zip(barred).map(verdict).collect()
+}
+
+/// What a member is in, whatever the shard's history.
+fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
+    let reasons = [
+        (node.role == Role::Unknown, "its server does not answer"),
+        (node.loading, "it loads its data"),
+        (node.syncing, "it takes a copy of its master"),
+        (node.paused, "it is paused"),
+        (node.priority == 0 && node.role == Role::Replica, "its priority is 0"),
+        (node.config != hash, "its configuration differs from the shard's"),
+        (config.fencing && !node.fencer, "it has no fencer"),
+        (!node.lease, "its session timeout leaves too short a lease"),
+        (node.stale, "its link to the master has been down for too long"),
+    ];
+    reasons.iter().find(|(out, _)| *out).map(|(_, why)| (*why).to_owned())
+}
+
+/// Whether it has what the last master had.
+fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<String> {
+    let recorded = node.address == state.master;
+    // Between a handover and its end both are masters by right.
+    let former = state.handover.is_some() && node.address == state.from;
+    if node.role == Role::Master && !recorded && !former {
+        return Some("it is a master that nobody made".to_owned());
+    }
+    let nowhere = format!("{}:{}", NOWHERE.0, NOWHERE.1);
+    let masters = [&state.master, &state.from, &nowhere];
+    if node.role == Role::Replica && !node.master.is_empty() && !masters.contains(&&node.master) {
+        return Some(format!("it follows {}", node.master));
+    }
+    if no_data {
+        return None;
+    }
+    if node.keys == 0 && state.keys > 0 {
+        return Some("it is empty".to_owned());
+    }
+    // Before the first master had a replica there was no history to share.
+    let shared = |id: &str| !id.is_empty() && (id == state.replid || id == state.replid2);
+    let known = !state.replid.is_empty();
+    if known && !shared(&node.replid) && !(node.role == Role::Master && shared(&node.replid2)) {
+        return Some("its data is of another history".to_owned());
+    }
+    if state.solo && !recorded && !state.heirs.contains(&node.address) {
+        return Some(format!("{} took writes alone that it does not have", state.master));
+    }
+    (known && node.offset <= 0).then(|| "it never had the master's data".to_owned())
+}
+
+/// The order among those who may: who has data, the greatest offset, the lowest priority, the smallest address. Where
+/// the shard never had a master, one that already is a master with data comes first.
+pub(super) fn rank(standings: &[Standing<'_>], verdicts: &[Verdict], first: bool) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..standings.len()).filter(|i| verdicts[*i] == Verdict::Eligible).collect();
+    order.sort_by_key(|i| {
+        let node = standings[*i].node;
+        let master = node.is_some_and(|node| first && node.role == Role::Master && node.keys > 0);
+        let full = node.is_some_and(|node| node.keys > 0);
+        let (offset, priority) = node.map_or((0, u32::MAX), |node| (node.offset, node.priority));
+        (Reverse(master), Reverse(full), Reverse(offset), priority, standings[*i].address)
+    });
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Timing, *};
+
+    const A: &str = "10.0.0.1:6379";
+    const B: &str = "10.0.0.2:6379";
+    const C: &str = "10.0.0.3:6379";
+
+    fn config() -> Config {
+        let s = std::time::Duration::from_secs;
+        let timing = Timing {
+            session: s(30),
+            lease: s(15),
+            check: s(5),
+            fence: s(3),
+            tick: s(2),
+            beat: s(1),
+            silence: s(60),
+            order: s(1),
+        };
+        let members = [A, B, C].map(str::to_owned).to_vec();
+        Config { v: 1, members, timing, fencing: true, failsafe: true, max_lag: 100, min_replicas: 1 }
+    }
+
+    fn node(address: &str, offset: i64) -> MemberNode {
+        MemberNode {
+            v: 1,
+            address: address.into(),
+            host_id: address.into(),
+            nonce: "n".into(),
+            role: Role::Replica,
+            master: A.into(),
+            link: false,
+            stale: false,
+            syncing: false,
+            loading: false,
+            replid: "history".into(),
+            replid2: String::new(),
+            offset,
+            keys: 7,
+            priority: 100,
+            config: config().hash(),
+            fencer: true,
+            lease: true,
+            paused: false,
+            round: 4,
+            version: String::new(),
+        }
+    }
+
+    fn state() -> ShardState {
+        ShardState {
+            v: 1,
+            epoch: 3,
+            master: A.into(),
+            phase: super::super::Phase::Released,
+            replid: "history".into(),
+            replid2: "before".into(),
+            offset: 1000,
+            keys: 7,
+            solo: false,
+            heirs: Vec::new(),
+            from: String::new(),
+            since_ms: 0,
+            intent: None,
+            handover: None,
+            outcome: None,
+        }
+    }
+
+    fn of(nodes: &[MemberNode], state: Option<&ShardState>) -> (Vec<Verdict>, Vec<usize>) {
+        let standings: Vec<_> =
+            nodes.iter().map(|node| Standing { address: &node.address, node: Some(node) }).collect();
+        let verdicts = judge(&standings, state, &config(), 4);
+        let order = rank(&standings, &verdicts, state.is_none());
+        (verdicts, order)
+    }
+
+    fn why(change: impl Fn(&mut MemberNode), state: &ShardState) -> String {
+        let mut changed = node(B, 1000);
+        change(&mut changed);
+        match of(&[changed, node(C, 1000)], Some(state)).0.swap_remove(0) {
+            Verdict::Out(why) => why,
+            Verdict::Eligible => "eligible".to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_reason_to_stay_out_is_told() {
+        type Change = fn(&mut MemberNode);
+        let cases: [(Change, &str); 16] = [
+            (|_| {}, "eligible"),
+            (|n| n.role = Role::Unknown, "its server does not answer"),
+            (|n| n.loading = true, "it loads its data"),
+            (|n| n.syncing = true, "it takes a copy of its master"),
+            (|n| n.paused = true, "it is paused"),
+            (|n| n.priority = 0, "its priority is 0"),
+            (|n| n.config = "odd".into(), "its configuration differs from the shard's"),
+            (|n| n.fencer = false, "it has no fencer"),
+            (|n| n.lease = false, "its session timeout leaves too short a lease"),
+            (|n| n.stale = true, "its link to the master has been down for too long"),
+            (|n| n.role = Role::Master, "it is a master that nobody made"),
+            (|n| n.master = "10.9.9.9:1".into(), "it follows 10.9.9.9:1"),
+            (|n| n.keys = 0, "it is empty"),
+            (|n| n.replid = "other".into(), "its data is of another history"),
+            (|n| n.offset = 0, "it never had the master's data"),
+            (|n| n.offset = 800, "offset 200 behind 10.0.0.3:6379"),
+        ];
+        for (change, expected) in cases {
+            assert_eq!(why(change, &state()), expected);
+        }
+        assert_eq!(why(|n| n.replid = "before".into(), &state()), "eligible");
+        assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
+    }
+
+    #[test]
+    fn of_a_master_that_was_alone_only_heirs_are_successors() {
+        let alone = ShardState { solo: true, ..state() };
+        assert_eq!(why(|_| {}, &alone), format!("{A} took writes alone that it does not have"));
+        assert_eq!(why(|_| {}, &ShardState { heirs: vec![B.into()], ..alone }), "eligible");
+    }
+
+    #[test]
+    fn an_empty_member_leads_only_where_nobody_has_data() {
+        let empty = |address: &str| MemberNode { keys: 0, replid: "new".into(), ..node(address, 0) };
+        let (verdicts, _) = of(&[empty(A), empty(B), empty(C)], Some(&state()));
+        assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Eligible), "{verdicts:?}");
+        let loading = MemberNode { loading: true, ..empty(C) };
+        let (verdicts, _) = of(&[empty(A), empty(B), loading], Some(&state()));
+        assert!(verdicts.iter().all(|verdict| *verdict != Verdict::Eligible), "{verdicts:?}");
+    }
+
+    #[test]
+    fn the_greatest_offset_goes_first_then_priority_then_the_address() {
+        let low = |address: &str, offset: i64| MemberNode { priority: 1, ..node(address, offset) };
+        assert_eq!(of(&[node(A, 990), node(B, 1000), low(C, 999)], Some(&state())).1, [1, 2, 0]);
+        assert_eq!(of(&[node(A, 1000), node(B, 1000), low(C, 1000)], Some(&state())).1, [2, 0, 1]);
+        assert_eq!(of(&[node(A, 1000), node(B, 1000), node(C, 1000)], Some(&state())).1, [0, 1, 2]);
+    }
+
+    #[test]
+    fn the_first_master_is_one_that_is_one_already_then_one_with_data() {
+        let empty = |address: &str| MemberNode { keys: 0, ..node(address, 0) };
+        let master = MemberNode { role: Role::Master, ..node(C, 10) };
+        assert_eq!(of(&[empty(A), node(B, 500), master], None).1, [2, 1, 0]);
+        assert_eq!(of(&[empty(A), node(B, 5), empty(C)], None).1, [1, 0, 2]);
+    }
 }

@@ -1,11 +1,47 @@
-//! A member's states.
+//! A member's states: an enum, one function a state.
+//!
+//! `knowledge` is what it has read of the shard, `election` how it comes to stand for master, `promotion` how it becomes
+//! one, `leading` what it does while it is one, `switchover` how it hands over and steps down, `fencing` its lease,
+//! `report` what it tells people.
+//!
+//! The rules named in comments are those of `docs/failover.md`.
 
-use std::time::Instant;
+mod election;
+mod fencing;
+mod knowledge;
+mod leading;
+mod promotion;
+mod report;
+mod switchover;
 
-use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    time::{Duration, Instant},
+};
 
-use super::{Command, HistoryEntry, Input, Life, MemberNode, PauseNode, Role, ShardPlan, ShardState};
-use crate::core::Now;
+use log::Level;
+
+use super::{
+    Command, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role, ShardPlan,
+    ShardState, View, Wish,
+    shard::{Change, VERSION, encode},
+};
+use crate::{
+    core::{Now, alert::Severity},
+    shell::registry::SessionFacts,
+};
+use knowledge::{Asked, Knowledge, Purpose};
+pub use report::{MemberReport, ShardReport};
+
+/// A fence lasts this long and is renewed in time.
+const FENCE_FOR: Duration = Duration::from_secs(3600);
+/// Candidates that know of one another let their offsets arrive, after a release.
+const SETTLE: Duration = Duration::from_millis(30);
+/// How long the siblings of a new master may take to follow it before they count as stale.
+const HEIRS_FOR: Duration = Duration::from_secs(5);
+/// A target of a handover looks this often whether it has all data.
+const HANDOVER_LOOK: Duration = Duration::from_millis(2);
 
 /// Bugs planted on purpose, for the simulation to show that it finds them. Never set outside tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,116 +52,603 @@ pub enum Planted {
     PublishBeforeWithdrawal,
     /// The lease is counted from when the answer came.
     LeaseFromReply,
-    /// A master that died is started as a master, empty.
+    /// A master that died is started as a master, empty: [`Member::start_as`] names no host then.
     RestartMasterEmpty,
     /// A master that lost its replicas takes writes without recording that it is alone.
     ForgetSolo,
 }
 
-/// What `status` and `yagent shards` show of a shard, as this member sees it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ShardReport {
-    /// Its id.
-    pub id: String,
-    /// This member's address.
-    pub address: String,
-    /// What this member does: `leading`, `following`, `waiting for the registry`, ….
-    pub stage: String,
-    /// Its last decision, one sentence.
-    pub sentence: String,
-    /// What `state` holds.
-    pub state: Option<ShardState>,
-    /// Seconds until this member's lease ends; `None` where it doesn't lead.
-    pub lease_s: Option<f64>,
-    /// The address that holds `lock`; empty when nobody does.
-    pub lock: String,
-    /// The members in order of their addresses.
-    pub members: Vec<MemberReport>,
-    /// An operator's pause.
-    pub pause: Option<PauseNode>,
-    /// The last changes, oldest first.
-    pub history: Vec<HistoryEntry>,
-    /// Why the shard could not fail over right now; empty when it could.
-    pub hindrances: Vec<String>,
+/// What a member is doing.
+#[derive(Clone, Debug, PartialEq)]
+enum Stage {
+    /// It is not the master and not about to be: it follows, and holds back while there is no need for it.
+    Following,
+    /// It may be promoted and lets the others say how far they are.
+    Standing {
+        /// Since when.
+        since: Instant,
+    },
+    /// `lock` is being taken.
+    Locking,
+    /// It holds the lock and reads `state` under it.
+    Claiming,
+    /// `promoting` is being written.
+    Announcing,
+    /// Its server is told to leave its master.
+    Detaching,
+    /// It waits until a former master that goes on without a registry must have seen it leave.
+    Withdrawn {
+        /// Until when.
+        until: Instant,
+    },
+    /// Its server is told to be a master. Here is the point of no return: from now on it must be fenced, not left.
+    Promoting,
+    /// `done` is being written.
+    Publishing,
+    /// It is the master.
+    Leading,
+    /// It is the master and hands over by name.
+    HandingOver(switchover::Handing),
+    /// It has handed over and waits for the target.
+    HandedOver {
+        /// Since when.
+        since: Instant,
+    },
+    /// Its server is no master any more, and it says so.
+    Releasing,
+    /// It lost its lease; its server is kept from taking writes.
+    Fenced,
 }
 
-/// A member as this one sees it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MemberReport {
-    /// Its address.
-    pub address: String,
-    /// What its agent says of it; `None`: no agent speaks for it.
-    pub node: Option<MemberNode>,
-    /// How far behind the master it is, in bytes, as its master sees it; known to the master's own agent.
-    pub lag_bytes: Option<u64>,
-    /// Why it would not be promoted now; `None`: it would be, or is the master.
-    pub barred: Option<String>,
-    /// It is the one that would be promoted.
-    pub next: bool,
+impl Stage {
+    /// Its server may be a master, by our leave: it needs a lease.
+    fn needs_lease(&self) -> bool {
+        matches!(self, Stage::Promoting | Stage::Publishing | Stage::Leading | Stage::HandingOver(_))
+    }
+
+    /// It works on becoming the master and can still go back.
+    fn is_before_the_point_of_no_return(&self) -> bool {
+        matches!(
+            self,
+            Stage::Locking | Stage::Claiming | Stage::Announcing | Stage::Detaching | Stage::Withdrawn { .. }
+        )
+    }
 }
 
 /// One server of a shard, with what its agent knows and does about the shard.
 #[derive(Debug)]
 pub struct Member {
     plan: ShardPlan,
+    planted: Option<Planted>,
+    now: Now,
+    out: Vec<Command>,
+    expected: Option<Instant>,
+    stage: Stage,
+    sentence: String,
+
+    session: Option<SessionFacts>,
+    connected: bool,
+    /// When the connection came (back); whoever led before it was lost has the first claim for a session timeout.
+    returned: Option<Instant>,
+    know: Knowledge,
+    asked: BTreeMap<RequestId, Asked>,
+    next_request: u64,
+    /// A change of `state` is under way.
+    writing: Option<Purpose>,
+    /// Since when there is no lock.
+    lock_gone: Option<Instant>,
+
+    /// The session in which we hold the lock.
+    lock_session: Option<i64>,
+    lease_until: Option<Instant>,
+    /// Without a registry: until when all members are known to follow.
+    failsafe_until: Option<Instant>,
+    /// An adopted server was found to be a master: how long it may be one before we know.
+    grace_until: Option<Instant>,
+    /// What the fencer was told last.
+    fed: Option<Instant>,
+    fencer: bool,
+    /// When the fence must be renewed.
+    renew_fence: Option<Instant>,
+
+    life: Life,
+    view: Option<View>,
+    /// When the view was asked for.
+    view_at: Instant,
+    asked_at: Instant,
+    next_look: Instant,
+    running: Option<Order>,
+    queued: VecDeque<Order>,
+    /// `min_replicas` as the server has it; `None`: not known.
+    guard: Option<u32>,
+
+    published: Option<MemberNode>,
+    round: u64,
+    /// What this change of the master is, and when it began.
+    why: Change,
+    begun: Instant,
+    /// When we became the master.
+    led_since: Instant,
+    /// A failover's alert goes on until the shard has its replicas back.
+    unsettled: bool,
+    /// The bytes of the former master's history that are known to be lost.
+    lost_bytes: Option<u64>,
+    /// The former master takes no writes, and its own agent said so: no need to wait.
+    free: bool,
+    /// How far the data was when it was last seen, and its keys.
+    last_figures: Option<(i64, u64)>,
+    /// Its configuration differs from the leader's.
+    drifts: bool,
+    /// A wish that is to be written into `state`.
+    wish: Option<Intent>,
+    /// The handover that we declined, by its epoch.
+    declined: Option<u64>,
+    /// When we first saw the handover to us.
+    offered: Option<(u64, Instant)>,
+    /// When writes were paused for a switchover, and by which wish.
+    paused_writes: Option<(Instant, String)>,
+    /// A request of the stage failed: when it may be made again.
+    retry: Option<Instant>,
+    /// A reading failed: when it is done again.
+    reread: Option<Instant>,
+    /// What was left undone for lateness is done then.
+    hurry: Option<Instant>,
 }
 
 impl Member {
     /// A member of which nothing is known yet.
-    pub fn new(_now: Now, plan: ShardPlan) -> Member {
-        Member { plan }
+    pub fn new(now: Now, plan: ShardPlan) -> Member {
+        Member {
+            know: Knowledge::new(&plan),
+            plan,
+            planted: None,
+            now,
+            out: Vec::new(),
+            expected: None,
+            stage: Stage::Following,
+            sentence: String::new(),
+            session: None,
+            connected: false,
+            returned: None,
+            asked: BTreeMap::new(),
+            next_request: 0,
+            writing: None,
+            lock_gone: None,
+            lock_session: None,
+            lease_until: None,
+            failsafe_until: None,
+            grace_until: None,
+            fed: None,
+            fencer: false,
+            renew_fence: None,
+            life: Life::Dead,
+            view: None,
+            view_at: now.at,
+            asked_at: now.at,
+            next_look: now.at,
+            running: None,
+            queued: VecDeque::new(),
+            guard: None,
+            published: None,
+            round: 0,
+            why: Change::First,
+            begun: now.at,
+            led_since: now.at,
+            unsettled: false,
+            lost_bytes: None,
+            free: false,
+            last_figures: None,
+            drifts: false,
+            wish: None,
+            declined: None,
+            offered: None,
+            paused_writes: None,
+            retry: None,
+            reread: None,
+            hurry: None,
+        }
     }
 
     /// Plants a bug.
-    pub fn plant(&mut self, _bug: Planted) {}
+    pub fn plant(&mut self, bug: Planted) {
+        self.planted = Some(bug);
+    }
 
     /// Takes what happened and says what to do, in this order.
-    pub fn step(&mut self, _now: Now, _input: Input) -> Vec<Command> {
-        Vec::new()
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Command> {
+        // Rule 12: whoever comes late knows nothing and acts on nothing but its own fencing.
+        let late = self.expected.is_some_and(|at| now.at > at + self.plan.timing.beat * 2);
+        self.now = now;
+        self.hurry = None;
+        self.take(input);
+        self.read_again();
+        self.watch_lease();
+        if late {
+            self.view = None;
+            self.next_look = now.at;
+            self.hurry = Some(now.at + self.plan.timing.beat / 16);
+        } else {
+            self.decide();
+        }
+        self.look();
+        self.feed();
+        self.publish();
+        self.expected = self.next_deadline();
+        mem::take(&mut self.out)
     }
 
     /// A wish of an operator. What comes of it is told by the shard's `outcome`, except for pauses.
     ///
     /// # Errors
     /// Why it is refused, in a sentence.
-    pub fn wish(&mut self, _now: Now, _wish: super::Wish) -> Result<Vec<Command>, String> {
-        Err("nothing is known of the shard yet".to_owned())
+    pub fn wish(&mut self, now: Now, wish: Wish) -> Result<Vec<Command>, String> {
+        self.now = now;
+        self.accept_wish(wish)?;
+        self.decide();
+        Ok(mem::take(&mut self.out))
     }
 
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
     pub fn next_deadline(&self) -> Option<Instant> {
-        None
+        let stage = match &self.stage {
+            Stage::Standing { since } => Some(self.turn(*since)),
+            Stage::Withdrawn { until } => Some(*until),
+            Stage::HandedOver { since } => Some(*since + self.handover_limit()),
+            Stage::Following => self.held_back_until(),
+            _ => None,
+        };
+        let lease =
+            (self.stage.needs_lease() || self.grace_until.is_some()).then(|| self.lease_ends()).flatten();
+        let look = (self.life == Life::Up && self.running.is_none()).then_some(self.next_look);
+        let others = [self.renew_fence, self.retry, self.reread, self.hurry, self.pause_ends()];
+        // What is over was dealt with, as far as it could be.
+        [stage, lease, look].into_iter().chain(others).flatten().filter(|at| *at > self.now.at).min()
     }
 
     /// As whose replica its server is to be started now: `host` and `port`. Never as a master.
     pub fn start_as(&self) -> (String, u16) {
-        (super::NOWHERE.0.to_owned(), super::NOWHERE.1)
+        let nowhere = (NOWHERE.0.to_owned(), NOWHERE.1);
+        if self.planted == Some(Planted::RestartMasterEmpty) && self.stage == Stage::Leading {
+            return (String::new(), 0);
+        }
+        let state = self.know.state().filter(|state| state.phase == Phase::Done);
+        match state
+            .filter(|state| state.master != self.plan.address && self.plan.members.contains(&state.master))
+        {
+            Some(state) => split(&state.master).unwrap_or(nowhere),
+            None => nowhere,
+        }
     }
 
     /// Its server's role as last seen.
     pub fn role(&self) -> Role {
-        Role::Unknown
+        self.view.as_ref().map_or(Role::Unknown, |view| view.role)
     }
 
     /// The server's life as last told.
     pub fn life(&self) -> Life {
-        Life::Dead
+        self.life
     }
 
-    /// For `status`.
-    pub fn report(&self, _now: Now) -> ShardReport {
-        ShardReport {
-            id: self.plan.id().to_owned(),
+    /// Its own address.
+    pub fn address(&self) -> &str {
+        &self.plan.address
+    }
+
+    /// The path of the node that [`Command::Publish`] is about.
+    pub fn node_path(&self) -> String {
+        self.plan.path(&format!("members/{}", self.plan.address))
+    }
+
+    // What happened
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Tick => {}
+            Input::Session(facts) => self.take_session(facts),
+            Input::Connected => self.take_connected(),
+            Input::Lost => {
+                self.connected = false;
+                self.know.doubt();
+            }
+            Input::Changed { path } => self.take_changed(&path),
+            Input::Answered { request, answer } => self.take_answer(request, answer),
+            Input::Server(life) => self.take_life(life),
+            Input::Ordered(ordered) => self.take_ordered(ordered),
+            Input::Fencer(there) => self.take_fencer(there),
+            Input::Wish(wish) => {
+                if let Err(why) = self.accept_wish(wish) {
+                    self.log(Level::Warn, format!("the wish is refused: {why}"));
+                }
+            }
+            Input::Plan(plan) => self.take_plan(*plan),
+        }
+    }
+
+    fn take_plan(&mut self, plan: ShardPlan) {
+        if plan.id() == self.plan.id() && plan.address == self.plan.address {
+            self.know.members_are(&plan);
+            self.plan = plan;
+            if self.connected {
+                self.read_what_is_unknown();
+            }
+            return;
+        }
+        // Another shard: what was held in the old one is given back.
+        if self.lock_session.is_some() {
+            self.drop_lock();
+        }
+        let mut new = Member::new(self.now, plan);
+        (new.session, new.connected, new.fencer) = (self.session.clone(), self.connected, self.fencer);
+        (new.life, new.next_request, new.planted) = (self.life, self.next_request, self.planted);
+        new.out = mem::take(&mut self.out);
+        new.grace_until = self.lease_ends();
+        *self = new;
+        if self.connected {
+            self.take_connected();
+        }
+    }
+
+    fn take_life(&mut self, life: Life) {
+        self.life = life;
+        match life {
+            Life::Started => {}
+            Life::Up => self.next_look = self.now.at,
+            Life::Dead => self.take_death(),
+        }
+    }
+
+    fn take_death(&mut self) {
+        self.view = None;
+        self.guard = None;
+        self.queued.clear();
+        self.renew_fence = None;
+        self.grace_until = None;
+        if self.planted == Some(Planted::RestartMasterEmpty) && self.stage == Stage::Leading {
+            return;
+        }
+        match &self.stage {
+            // Its death is known: a successor need not wait.
+            Stage::Leading | Stage::Promoting | Stage::Publishing | Stage::HandingOver(_) => {
+                self.begun = self.now.at;
+                self.say(Level::Warn, "its server died: it gives the shard up".to_owned());
+                self.enter(Stage::Releasing);
+            }
+            stage if stage.is_before_the_point_of_no_return() => {
+                self.give_up("its server died".to_owned());
+            }
+            Stage::Fenced | Stage::Standing { .. } => self.stage = Stage::Following,
+            _ => {}
+        }
+    }
+
+    fn take_fencer(&mut self, there: bool) {
+        if self.fencer != there {
+            self.fencer = there;
+            // A new fencer knows of no lease yet.
+            self.fed = None;
+        }
+    }
+
+    // Orders
+
+    /// Gives an order, after the one that is under way.
+    fn order(&mut self, order: Order) {
+        if self.running.is_none() {
+            self.send(order);
+        } else if !self.queued.contains(&order) {
+            self.queued.push_back(order);
+        }
+    }
+
+    fn send(&mut self, order: Order) {
+        if order == Order::Inspect {
+            self.asked_at = self.now.at;
+        }
+        self.running = Some(order.clone());
+        self.out.push(Command::Order(order));
+    }
+
+    fn is_ordered(&self, order: &Order) -> bool {
+        self.running.as_ref() == Some(order) || self.queued.contains(order)
+    }
+
+    fn take_ordered(&mut self, ordered: Ordered) {
+        let Some(order) = self.running.take() else { return };
+        match (&order, ordered) {
+            (Order::Inspect, Ordered::Done(Some(view))) => self.take_view(*view),
+            (Order::Inspect, _) => self.view = None,
+            (Order::Promote, Ordered::Done(_)) => self.order(Order::Inspect),
+            (Order::Promote, ordered) => self.promotion_failed(&ordered),
+            (Order::Follow { .. }, ordered) => self.followed(&ordered),
+            (Order::Fence { .. }, ordered) => self.fenced(&ordered),
+            (Order::Unfence { min_replicas }, ordered) => self.unfenced(*min_replicas, &ordered),
+        }
+        if self.running.is_none()
+            && let Some(next) = self.queued.pop_front()
+        {
+            self.send(next);
+        }
+    }
+
+    fn take_view(&mut self, view: View) {
+        if self.life == Life::Dead {
+            return;
+        }
+        self.view_at = self.asked_at;
+        self.last_figures = Some((view.offset, view.keys));
+        self.tell_resync(&view);
+        self.view = Some(view);
+        self.extend_failsafe();
+        self.meet_an_unknown_master();
+    }
+
+    /// Looks at its server when it is time.
+    fn look(&mut self) {
+        if self.life != Life::Up || self.running.is_some() || self.now.at < self.next_look {
+            return;
+        }
+        self.next_look = self.now.at + self.cadence();
+        self.send(Order::Inspect);
+    }
+
+    /// How often it looks at its server.
+    fn cadence(&self) -> Duration {
+        let beat = self.plan.timing.beat;
+        let ends_soon = self.lease_ends().is_none_or(|at| at <= self.now.at + beat * 2);
+        match &self.stage {
+            Stage::Following if self.is_offered() => HANDOVER_LOOK,
+            Stage::Following if self.view.is_some() && self.is_settled() => self.plan.timing.check,
+            Stage::Leading if ends_soon => beat / 2,
+            Stage::Leading if self.has_all_replicas() && !self.is_alone() => self.plan.timing.check,
+            _ => beat,
+        }
+    }
+
+    // What it decides
+
+    fn decide(&mut self) {
+        // Each turn of this loop is a change of stage; more than a few at one moment are a mistake.
+        for _ in 0..8 {
+            let before = self.stage.clone();
+            match self.stage.clone() {
+                Stage::Following => self.follow(),
+                Stage::Standing { since } => self.stand(since),
+                Stage::Locking => {}
+                Stage::Claiming => self.claim(),
+                Stage::Announcing | Stage::Publishing => self.write_again(),
+                Stage::Detaching => self.detach(),
+                Stage::Withdrawn { until } => self.wait_withdrawn(until),
+                Stage::Promoting => self.confirm_promotion(),
+                Stage::Leading => self.lead(),
+                Stage::HandingOver(handing) => self.hand_over(handing),
+                Stage::HandedOver { since } => self.await_target(since),
+                Stage::Releasing => self.release(),
+                Stage::Fenced => self.come_back(),
+            }
+            if self.stage == before {
+                break;
+            }
+        }
+        self.carry_wish();
+        self.end_pause();
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.retry = None;
+        // Whatever comes next wants to be seen soon.
+        self.next_look = self.next_look.min(self.now.at + self.plan.timing.beat);
+    }
+
+    /// Tries the stage again a beat later: a request failed.
+    fn later(&mut self) {
+        self.retry = Some(self.now.at + self.plan.timing.beat);
+    }
+
+    /// Whether it is time to do again what failed.
+    fn may_retry(&mut self) -> bool {
+        match self.retry {
+            Some(at) if self.now.at < at => false,
+            _ => {
+                self.retry = None;
+                true
+            }
+        }
+    }
+
+    /// Goes back from before the point of no return: nothing has happened to the data.
+    fn give_up(&mut self, why: String) {
+        self.say(Level::Warn, format!("not promoted: {why}"));
+        if self.lock_session.is_some() {
+            self.drop_lock();
+        }
+        self.enter(Stage::Following);
+        self.later();
+    }
+
+    // What it tells
+
+    /// Notes a decision; it is logged when it differs from the last one.
+    fn say(&mut self, level: Level, sentence: String) {
+        if self.sentence != sentence {
+            let text = format!("shard {}: {}: {sentence}", self.plan.id(), self.plan.address);
+            self.out.push(Command::Log(level, text));
+            self.sentence = sentence;
+        }
+    }
+
+    fn log(&mut self, level: Level, text: String) {
+        let text = format!("shard {}: {}: {text}", self.plan.id(), self.plan.address);
+        self.out.push(Command::Log(level, text));
+    }
+
+    fn fire(&mut self, what: &'static str, severity: Severity, text: &str) {
+        let summary = format!("shard {}: {text}", self.plan.id());
+        self.out.push(Command::Fire { what, severity, summary });
+    }
+
+    fn resolve(&mut self, what: &'static str, text: &str) {
+        let summary = format!("shard {}: {text}", self.plan.id());
+        self.out.push(Command::Resolve { what, summary });
+    }
+
+    /// Its own node, as it is now.
+    fn node(&self) -> MemberNode {
+        let view = self.view.clone().unwrap_or_default();
+        let known = self.view.is_some();
+        let stale = view.role == Role::Replica && view.link_down > self.plan.timing.session * 2;
+        MemberNode {
+            v: VERSION,
             address: self.plan.address.clone(),
-            stage: String::new(),
-            sentence: String::new(),
-            state: None,
-            lease_s: None,
-            lock: String::new(),
-            members: Vec::new(),
-            pause: None,
-            history: Vec::new(),
-            hindrances: Vec::new(),
+            host_id: self.plan.host_id.clone(),
+            nonce: self.plan.nonce.clone(),
+            role: view.role,
+            master: view.master.unwrap_or_default(),
+            link: view.link_up,
+            stale,
+            syncing: view.syncing,
+            loading: view.loading || !known,
+            replid: view.replid,
+            replid2: view.replid2,
+            offset: view.offset,
+            keys: view.keys,
+            priority: view.priority,
+            config: self.plan.config().hash(),
+            fencer: self.fencer,
+            lease: self.session.as_ref().is_some_and(|facts| self.plan.timing.suffices(facts.timeout)),
+            paused: self.is_host_paused(),
+            round: self.round,
+            version: view.version,
+        }
+    }
+
+    /// Publishes its node where its meaning changed, or a master is to be chosen.
+    fn publish(&mut self) {
+        let node = self.node();
+        // Between two looks nothing new is known.
+        if self.view.is_none() && self.life == Life::Up && self.running.is_some() && self.published.is_some()
+        {
+            return;
+        }
+        let meaning = |node: &MemberNode| {
+            let keys = u64::from(node.keys > 0);
+            MemberNode { offset: 0, keys, ..node.clone() }
+        };
+        let same = self.published.as_ref().is_some_and(|last| meaning(last) == meaning(&node));
+        if !same {
+            self.out.push(Command::Publish(encode(&node)));
+            self.published = Some(node);
         }
     }
 }
+
+/// An address as host and port.
+fn split(address: &str) -> Option<(String, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host.to_owned(), port.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Timing;
 
 /// The version of the nodes' JSON.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// So many changes are kept in `history`.
-pub const HISTORY_AT_MOST: usize = 100;
+pub(super) const HISTORY_AT_MOST: usize = 100;
 
 /// A server's role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,11 +292,11 @@ pub struct HistoryEntry {
 }
 
 /// A node's content. Plain structs of numbers and strings always serialize.
-pub fn encode(content: &impl Serialize) -> Vec<u8> {
+pub(super) fn encode(content: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(content).unwrap_or_default()
 }
 
 /// What a node holds; `None` where it is not what it should be.
-pub fn decode<T: DeserializeOwned>(content: &[u8]) -> Option<T> {
+pub(super) fn decode<T: DeserializeOwned>(content: &[u8]) -> Option<T> {
     serde_json::from_slice(content).ok()
 }

@@ -41,13 +41,13 @@ pub struct Timing {
 
 /// The oldest acknowledgement of a replica with which a master without a registry may go on: redis' replicas
 /// acknowledge once a second, and INFO counts whole seconds.
-pub const OLDEST_ACK: Duration = Duration::from_secs(2);
+pub(super) const OLDEST_ACK: Duration = Duration::from_secs(2);
 
 /// A sum that does not fit into the session timeout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimingError {
     /// The timing.
-    pub timing: Timing,
+    pub timing: Box<Timing>,
     /// The session timeout that it was computed with.
     pub session: Duration,
 }
@@ -81,7 +81,7 @@ impl Timing {
     pub fn check(&self) -> Result<(), TimingError> {
         let session = self.session;
         let fits = self.lease + self.reserve(session) <= session && self.lease > session / 3;
-        if fits { Ok(()) } else { Err(TimingError { timing: self.clone(), session }) }
+        if fits { Ok(()) } else { Err(TimingError { timing: Box::new(self.clone()), session }) }
     }
 }
 

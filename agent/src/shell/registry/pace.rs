@@ -23,9 +23,12 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// How long to wait before the next round. `chance` is in 0..1 and spreads the wait by a half to each side.
-    pub(super) fn wait(&mut self, chance: f64) -> Duration {
-        let wait = self.next.mul_f64(0.5 + chance.clamp(0.0, 1.0));
+    /// How long to wait before the next round. `chance` is in 0..1 and spreads the wait by a half to each side. Even so
+    /// it stays within half of the session's `timeout`, or servers that come back, which give every session one more
+    /// timeout, would expire ours while we wait.
+    pub(super) fn wait(&mut self, timeout: Duration, chance: f64) -> Duration {
+        let most = (timeout / 3).max(FIRST);
+        let wait = self.next.min(most).mul_f64(0.5 + chance.clamp(0.0, 1.0));
         self.next = (self.next * 2).min(LAST);
         wait
     }
@@ -71,19 +74,30 @@ impl Chance {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(30);
+
     #[test]
     fn waits_double_up_to_five_seconds_and_begin_anew() {
         let mut pace = Pace::default();
-        let waits: Vec<u64> = (0..7).map(|_| pace.wait(0.5).as_millis() as u64).collect();
+        let waits: Vec<u64> = (0..7).map(|_| pace.wait(LONG, 0.5).as_millis() as u64).collect();
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000]);
         pace.reset();
-        assert_eq!(pace.wait(0.5), FIRST);
+        assert_eq!(pace.wait(LONG, 0.5), FIRST);
+    }
+
+    #[test]
+    fn no_wait_is_longer_than_half_a_session() {
+        let mut pace = Pace::default();
+        let short = Duration::from_secs(3);
+        let waits: Vec<u64> = (0..6).map(|_| pace.wait(short, 1.0).as_millis() as u64).collect();
+        assert_eq!(waits, [300, 600, 1200, 1500, 1500, 1500]);
+        assert_eq!(pace.wait(Duration::ZERO, 0.5), FIRST, "nor is any a flood");
     }
 
     #[test]
     fn waits_are_spread_by_a_half() {
-        assert_eq!(Pace::default().wait(0.0), FIRST / 2);
-        assert_eq!(Pace::default().wait(1.0), FIRST * 3 / 2);
+        assert_eq!(Pace::default().wait(LONG, 0.0), FIRST / 2);
+        assert_eq!(Pace::default().wait(LONG, 1.0), FIRST * 3 / 2);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) struct Session {
     connected: bool,
     told_lost: bool,
     auth_refused: bool,
+    /// When a close was asked for.
+    closing: Option<Instant>,
 }
 
 impl Session {
@@ -50,6 +52,7 @@ impl Session {
             connected: false,
             told_lost: false,
             auth_refused: false,
+            closing: None,
         }
     }
 
@@ -69,11 +72,10 @@ impl Session {
     fn keep(mut self) {
         loop {
             let news = self.shared.wait(self.deadline());
-            let closing = news.closing;
             self.take(news);
             self.work();
             self.report();
-            if let Some(asked) = closing {
+            if let Some(asked) = self.closing {
                 return self.close(asked);
             }
         }
@@ -93,7 +95,8 @@ impl Session {
         if self.client.as_ref().is_some_and(|client| Some(client.link()) != link) {
             self.lose(&news.why);
         }
-        if news.closing.is_some() {
+        self.closing = news.closing;
+        if self.closing.is_some() {
             return;
         }
         match news.link {

@@ -222,7 +222,7 @@ impl Upstream {
     }
 
     fn end_round(&mut self, now: Instant) {
-        let wait = self.pace.wait(self.hosts.chance());
+        let wait = self.pace.wait(self.session.timeout, self.hosts.chance());
         self.stage = Stage::Idle { until: now + wait, fresh: true };
         self.shared.round_failed(&self.trouble);
     }
@@ -242,7 +242,8 @@ impl Upstream {
         if proven || *answered {
             self.pace.reset();
         }
-        let wait = if proven { BETWEEN_HOSTS } else { self.pace.wait(self.hosts.chance()) };
+        let wait =
+            if proven { BETWEEN_HOSTS } else { self.pace.wait(self.session.timeout, self.hosts.chance()) };
         self.trouble = why.to_owned();
         self.stage = Stage::Idle { until: now + wait, fresh: true };
         self.shared.link_down(why);

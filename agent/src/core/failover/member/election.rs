@@ -1,0 +1,450 @@
+//! Following, and how a member comes to stand for master.
+
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+use super::{
+    Asked, Change, Life, Member, Order, Ordered, Phase, Purpose, Role, SETTLE, ShardState, Stage, View, Wish,
+    split,
+};
+use crate::core::{
+    alert::Severity,
+    failover::{Intent, IntentKind, Standing, Verdict, candidates},
+};
+
+/// How many times a late candidate holds back what the best one needs.
+const HOLD_BACK: u32 = 2;
+
+impl Member {
+    // Following
+
+    pub(super) fn follow(&mut self) {
+        if !self.is_informed() || self.life != Life::Up || self.view.is_none() {
+            return;
+        }
+        if self.know.state.is_garbage() {
+            return self.say(Level::Error, "`state` cannot be read: nothing is done".to_owned());
+        }
+        if self.is_paused() {
+            return self.say(Level::Info, "paused by an operator".to_owned());
+        }
+        match self.know.lock.seen.as_ref().map(|seen| seen.owner) {
+            Some(_) if self.lock_session.is_some() => self.enter(Stage::Claiming),
+            Some(_) if self.lock_is_of_our_past() => {
+                self.say(Level::Info, "it takes over the lock of its agent's former run".to_owned());
+                self.drop_lock();
+            }
+            Some(_) => self.obey(),
+            None => self.consider(),
+        }
+    }
+
+    /// Somebody leads: its server is to follow.
+    fn obey(&mut self) {
+        let Some(state) = self.know.state().cloned() else { return };
+        let holder = self.know.lock.content().map(|lock| lock.address.clone()).unwrap_or_default();
+        self.round = 0;
+        if state.phase != Phase::Done {
+            return self.say(Level::Info, format!("{holder} is being made the master"));
+        }
+        if state.master == self.plan.address {
+            return self.say(Level::Info, format!("it is the recorded master, but {holder} holds the lock"));
+        }
+        self.resolve("shard-no-candidate", "there is a master");
+        let Some(view) = self.view.clone() else { return };
+        if view.role == Role::Replica && view.master.as_deref() == Some(&*state.master) {
+            return self.say(Level::Info, format!("it follows {}", state.master));
+        }
+        self.repair(&state, view.role, &view.replid);
+    }
+
+    /// Rule 9: a rogue master is made a replica, a replica of the wrong master is pointed to the right one.
+    fn repair(&mut self, state: &ShardState, role: Role, replid: &str) {
+        if self.running.as_ref().is_some_and(|order| *order != Order::Inspect) {
+            return;
+        }
+        // The shard's id and members were verified with its path: only who is in the list is ever followed.
+        let Some((host, port)) = split(&state.master).filter(|_| self.plan.members.contains(&state.master))
+        else {
+            return self.say(Level::Error, format!("{} leads and is none of `peers`", state.master));
+        };
+        let shares = [&state.replid, &state.replid2].contains(&&replid.to_owned());
+        if !shares && self.somebody_goes_first() {
+            return self.say(Level::Info, "it waits for another member's resync to end".to_owned());
+        }
+        if role == Role::Master {
+            self.say(
+                Level::Warn,
+                format!("it is a master although {} is: it is made its replica", state.master),
+            );
+            if state.from != self.plan.address {
+                self.fire(
+                    "shard-rogue",
+                    Severity::Critical,
+                    &format!("{} was a master although {} is", self.plan.address, state.master),
+                );
+            }
+        } else {
+            self.say(Level::Info, format!("it is told to follow {}", state.master));
+        }
+        let drop_clients = role == Role::Master;
+        self.order(Order::Follow { host, port, drop_clients });
+    }
+
+    /// One whole copy at a time.
+    fn somebody_goes_first(&self) -> bool {
+        let others = self.know.members.iter().filter(|(address, _)| **address != self.plan.address);
+        others.filter_map(|(_, slot)| slot.content()).any(|node| node.syncing)
+    }
+
+    pub(super) fn followed(&mut self, ordered: &Ordered) {
+        match (ordered, &self.stage) {
+            (Ordered::Done(_), Stage::Detaching) => self.detached(),
+            (Ordered::Done(_), _) => {
+                // What paused it as a master would hold its master's stream up as well.
+                self.order(Order::Unfence { min_replicas: 0 });
+                self.order(Order::Inspect);
+                self.no_master_any_more();
+            }
+            (Ordered::Failed(why), Stage::Detaching) => {
+                let why = format!("it cannot leave its master: {why}");
+                self.give_up(why);
+            }
+            (Ordered::Unsupported, Stage::Detaching) => self.give_up("its engine cannot follow".to_owned()),
+            (Ordered::Failed(why), _) => {
+                let text = format!("it did not take the order to follow: {why}");
+                self.say(Level::Warn, text);
+                self.next_look = self.now.at + self.plan.timing.beat;
+            }
+            (Ordered::Unsupported, _) => {}
+        }
+    }
+
+    fn no_master_any_more(&mut self) {
+        self.grace_until = None;
+        self.renew_fence = None;
+        self.resolve("shard-fenced", "its former master follows");
+    }
+
+    /// Whether what its server does agrees with the shard, so that it need not look often.
+    pub(super) fn is_settled(&self) -> bool {
+        let (Some(view), Some(state)) = (&self.view, self.know.state()) else { return false };
+        view.role == Role::Replica
+            && view.link_up
+            && !view.syncing
+            && view.master.as_deref() == Some(&*state.master)
+            && state.phase == Phase::Done
+    }
+
+    /// The lock is of an earlier run of this host's agent, or an earlier session of this run: nobody else can be behind
+    /// it, for one agent runs at a time.
+    fn lock_is_of_our_past(&self) -> bool {
+        let ours = self
+            .know
+            .lock
+            .content()
+            .is_some_and(|lock| lock.host_id == self.plan.host_id && lock.address == self.plan.address);
+        let owner = self.know.lock.seen.as_ref().map(|seen| seen.owner);
+        ours && owner != self.session.as_ref().map(|facts| facts.session)
+    }
+
+    // Nobody leads
+
+    /// There is no lock: may we have it?
+    fn consider(&mut self) {
+        if self.is_asked(&Asked::DropLock) || !self.may_retry() {
+            return;
+        }
+        let state = self.know.state().cloned();
+        if let Some(state) = &state {
+            if self.is_offered() {
+                return self.take_offer(state);
+            }
+            if self.is_recorded_master(state) {
+                return self.claim_our_place(state);
+            }
+            if state.master == self.plan.address && state.phase == Phase::Done && self.role() == Role::Replica
+            {
+                // Its agent was not there to see it die.
+                self.begun = self.now.at;
+                let released = self.released(state);
+                return self.put_state(Purpose::Release, released);
+            }
+        }
+        if let Some(until) = self.held_back_until().filter(|until| self.now.at < *until) {
+            let left = until.saturating_duration_since(self.now.at).as_secs_f64();
+            return self.say(Level::Info, self.why_held_back(left));
+        }
+        // A look from before the lock went says too little.
+        if self.lock_gone.is_some_and(|gone| self.view_at < gone) {
+            self.next_look = self.now.at;
+            return;
+        }
+        self.begun = self.now.at;
+        self.why = match &state {
+            None => Change::First,
+            Some(state) if self.is_forced_to_us(state) => Change::Force,
+            Some(state) if state.phase == Phase::Released => Change::Death,
+            Some(_) => Change::Silence,
+        };
+        self.round = state.map_or(0, |state| state.epoch) + 1;
+        self.enter(Stage::Standing { since: self.now.at });
+    }
+
+    /// It is written down as the master, and its server is one or has all that it had.
+    fn is_recorded_master(&self, state: &ShardState) -> bool {
+        let Some(view) = &self.view else { return false };
+        let reloaded = view.role == Role::Replica
+            && !view.loading
+            && view.keys > 0
+            && view.replid == state.replid
+            && view.offset >= state.offset
+            && !self.has_heirs_present(state);
+        state.master == self.plan.address
+            && state.phase == Phase::Done
+            && (view.role == Role::Master || reloaded)
+    }
+
+    /// Another member that could be promoted is there: it has more than what was reloaded from a disk.
+    fn has_heirs_present(&self, state: &ShardState) -> bool {
+        let (standings, verdicts) = self.standings(Some(state));
+        standings
+            .iter()
+            .zip(verdicts)
+            .any(|(s, verdict)| s.address != self.plan.address && verdict == Verdict::Eligible)
+    }
+
+    fn claim_our_place(&mut self, _state: &ShardState) {
+        if self.is_host_paused() || (self.plan.fencing && !self.fencer) {
+            return self.say(
+                Level::Warn,
+                "it is the recorded master and cannot lead: no fencer stands by".to_owned(),
+            );
+        }
+        self.say(Level::Info, "it is the recorded master and takes its place again".to_owned());
+        self.why = Change::Return;
+        self.begun = self.now.at;
+        self.enter(Stage::Locking);
+        self.take_the_lock();
+    }
+
+    /// Until when others have the first claim. `None`: nobody has.
+    pub(super) fn held_back_until(&self) -> Option<Instant> {
+        let gone = self.lock_gone?;
+        let timing = &self.plan.timing;
+        let Some(state) = self.know.state() else {
+            // Without a history everybody is waited for: whoever is missing may be the one with the data.
+            let missing =
+                self.know.members.values().any(|slot| slot.content().is_none_or(|node| node.loading));
+            return missing.then(|| gone + timing.silence);
+        };
+        if self.is_forced_to_us(state) {
+            return None;
+        }
+        if state
+            .intent
+            .as_ref()
+            .is_some_and(|intent| intent.kind == IntentKind::Force && self.speaks(&intent.to))
+        {
+            return Some(gone + timing.session);
+        }
+        if state.phase == Phase::Released {
+            return None;
+        }
+        let mut until = gone;
+        // The agent beside the recorded master is there: it will take its place, or say that it cannot.
+        let master = self.know.members.get(&state.master).and_then(|slot| slot.content());
+        if master.is_some_and(|node| node.role == Role::Master) && state.master != self.plan.address {
+            until = until.max(gone + timing.session);
+        }
+        if let Some(returned) = self.returned.filter(|_| state.master != self.plan.address) {
+            until = until.max(returned + timing.session);
+        }
+        if !self.plan.fencing {
+            until = until.max(gone + timing.silence);
+        }
+        Some(until)
+    }
+
+    fn why_held_back(&self, left: f64) -> String {
+        match self.know.state() {
+            None => format!(
+                "the shard never had a master: members that are missing are waited for, {left:.1} s more"
+            ),
+            Some(state) => format!("{} has the first claim, for {left:.1} s more", state.master),
+        }
+    }
+
+    fn speaks(&self, address: &str) -> bool {
+        self.know.members.get(address).is_some_and(|slot| slot.content().is_some())
+    }
+
+    pub(super) fn is_forced_to_us(&self, state: &ShardState) -> bool {
+        let forced = |intent: &Intent| intent.kind == IntentKind::Force && intent.to == self.plan.address;
+        state.intent.as_ref().is_some_and(forced)
+    }
+
+    // Standing
+
+    /// The members with what they say of themselves, and the verdict on each.
+    pub(super) fn standings(&self, state: Option<&ShardState>) -> (Vec<Standing<'_>>, Vec<Verdict>) {
+        let standings: Vec<Standing<'_>> = self
+            .know
+            .members
+            .iter()
+            .map(|(address, slot)| Standing { address, node: slot.content() })
+            .collect();
+        let ours = self.plan.config();
+        let config = self.know.config.content().unwrap_or(&ours);
+        let verdicts = candidates::judge(&standings, state, config, self.round);
+        (standings, verdicts)
+    }
+
+    /// When it is our turn, by our place among the candidates.
+    pub(super) fn turn(&self, since: Instant) -> Instant {
+        let state = self.know.state();
+        let (standings, verdicts) = self.standings(state);
+        let order = candidates::rank(&standings, &verdicts, state.is_none());
+        let place = order.iter().position(|i| standings[*i].address == self.plan.address).unwrap_or(0);
+        // A lone candidate has nobody to wait for.
+        let alone = verdicts.iter().zip(&standings).all(|(verdict, standing)| {
+            standing.address == self.plan.address || (*verdict != Verdict::Eligible && !may_become(verdict))
+        });
+        if alone {
+            return since;
+        }
+        let settle = self.settle_time();
+        since + settle + settle * HOLD_BACK * u32::try_from(place).unwrap_or(u32::MAX / HOLD_BACK)
+    }
+
+    fn settle_time(&self) -> Duration {
+        match self.why {
+            Change::Death | Change::Force | Change::Switchover => SETTLE,
+            Change::First | Change::Silence | Change::Return => self.plan.timing.beat,
+        }
+    }
+
+    pub(super) fn stand(&mut self, since: Instant) {
+        if !self.is_informed() || self.life != Life::Up {
+            return;
+        }
+        if self.know.lock.seen.is_some() || self.is_paused() || self.view.is_none() {
+            return self.enter(Stage::Following);
+        }
+        let state = self.know.state().cloned();
+        // Somebody changed it: what we stand for is over.
+        if state.as_ref().map_or(0, |state| state.epoch) + 1 != self.round {
+            return self.enter(Stage::Following);
+        }
+        if state.as_ref().is_some_and(|state| self.is_forced_to_us(state)) {
+            self.say(Level::Warn, "it stands for master by force, as an operator wants".to_owned());
+            self.enter(Stage::Locking);
+            return self.take_the_lock();
+        }
+        if let Some(why) = self.unfit(state.as_ref()) {
+            return self.tell_unfit(&why, state.is_some());
+        }
+        if self.now.at < self.turn(since) {
+            return self.say(Level::Info, format!("it stands for master of epoch {}", self.round));
+        }
+        self.enter(Stage::Locking);
+        self.take_the_lock();
+    }
+
+    /// Why it may not be promoted, by its own newest view; what the others' nodes say decides only who is first.
+    pub(super) fn unfit(&self, state: Option<&ShardState>) -> Option<String> {
+        let own = self.node();
+        let (mut standings, _) = self.standings(state);
+        let place = standings.iter().position(|standing| standing.address == self.plan.address)?;
+        standings[place].node = Some(&own);
+        let ours = self.plan.config();
+        let config = self.know.config.content().unwrap_or(&ours);
+        match candidates::judge(&standings, state, config, self.round).swap_remove(place) {
+            Verdict::Eligible => None,
+            Verdict::Out(why) => Some(why),
+        }
+    }
+
+    fn tell_unfit(&mut self, why: &str, has_state: bool) {
+        let text = format!("{} not promoted: {why}", self.plan.address);
+        self.say(Level::Warn, text);
+        let (_, verdicts) = self.standings(self.know.state());
+        let hopeless = verdicts.iter().all(|verdict| *verdict != Verdict::Eligible);
+        let known = self.lock_gone.is_some_and(|gone| self.now.at >= gone + self.plan.timing.beat * 2);
+        if hopeless && known && has_state {
+            let text = format!(
+                "no member may be promoted ({} not: {why}); `yagent failover {} --force` would take one, with loss",
+                self.plan.address,
+                self.plan.id()
+            );
+            self.fire("shard-no-candidate", Severity::Critical, &text);
+        }
+        if self.may_retry() {
+            self.later();
+        }
+    }
+
+    // The offer of a switchover
+
+    /// The former master hands over to us, by name.
+    pub(super) fn is_offered(&self) -> bool {
+        self.know.state().is_some_and(|state| {
+            state.phase == Phase::Promoting
+                && state.master == self.plan.address
+                && state.handover.is_some()
+                && self.declined != Some(state.epoch)
+        })
+    }
+
+    fn take_offer(&mut self, state: &ShardState) {
+        let Some(handover) = &state.handover else { return };
+        let since = match self.offered {
+            Some((epoch, since)) if epoch == state.epoch => since,
+            _ => {
+                self.offered = Some((state.epoch, self.now.at));
+                self.next_look = self.now.at;
+                self.now.at
+            }
+        };
+        let offset = self.view.as_ref().filter(|_| self.view_at >= since).map(|view| view.offset);
+        if offset.is_some_and(|offset| offset >= handover.offset) {
+            self.why = Change::Switchover;
+            self.begun = since;
+            self.enter(Stage::Locking);
+            return self.take_the_lock();
+        }
+        if self.now.at >= since + self.handover_limit() / 2 {
+            let text = "it declines to be the master: it did not get all of the former one's data in time";
+            self.declined = Some(state.epoch);
+            self.say(Level::Warn, text.to_owned());
+        }
+    }
+
+    /// A wish is put into `state` by whatever member's agent was asked; the leader, or the target, acts.
+    pub(super) fn accept_wish(&mut self, wish: Wish) -> Result<(), String> {
+        match wish {
+            Wish::Pause { long, reason, host } => self.accept_pause(long, reason, host),
+            Wish::Resume { host } => self.accept_resume(host),
+            Wish::Switchover { to, id } => self.accept_change(IntentKind::Switchover, to, id),
+            Wish::Force { to, id } => self.accept_change(IntentKind::Force, to, id),
+        }
+    }
+
+    /// A whole copy costs its master and the network: people are told.
+    pub(super) fn tell_resync(&mut self, view: &View) {
+        let was = self.view.as_ref().is_some_and(|view| view.syncing);
+        if view.syncing && !was {
+            let text = format!("{} takes a whole copy of its master", self.plan.address);
+            self.fire("shard-full-resync", Severity::Warning, &text);
+        } else if was && !view.syncing {
+            let text = format!("{} has its copy", self.plan.address);
+            self.resolve("shard-full-resync", &text);
+        }
+    }
+}
+
+/// Whether waiting may change the verdict: the member's offset is not fresh.
+fn may_become(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Out(why) if why.starts_with("offset "))
+}

@@ -1,0 +1,193 @@
+//! The lease: until when its server may take writes, and what happens when it may no longer.
+
+use std::time::Instant;
+
+use log::Level;
+
+use super::{Command, FENCE_FOR, Life, Member, Order, Ordered, Phase, Role, Stage, switchover::Handing};
+use crate::core::{alert::Severity, failover::timing::OLDEST_ACK};
+
+/// A replica that acknowledged so long ago, in whole seconds, still counts as attached for the second fence.
+const ATTACHED_LAG_S: u64 = 4;
+
+impl Member {
+    /// Until when its server may be a master.
+    pub(super) fn lease_ends(&self) -> Option<Instant> {
+        let lease = self.lock_session.and(self.lease_until);
+        let own = if self.stage.needs_lease() { lease } else { self.grace_until };
+        own.map(|until| self.failsafe_until.map_or(until, |failsafe| failsafe.max(until)))
+            .or(self.failsafe_until.filter(|_| self.stage.needs_lease()))
+    }
+
+    /// Goes before everything else.
+    pub(super) fn watch_lease(&mut self) {
+        let over = self.lease_ends().is_none_or(|at| self.now.at >= at);
+        if self.stage.needs_lease() && over {
+            self.lose_lease("its lease ran out");
+        } else if self.grace_until.is_some() && over {
+            self.grace_until = None;
+            if self.role() == Role::Master {
+                self.lose_lease("it is a master, and what the registry says of it is not known");
+            }
+        }
+        if self.renew_fence.is_some_and(|at| self.now.at >= at) {
+            self.fence();
+        }
+    }
+
+    /// Its server may take no writes any more. Whoever held the lock does not hold it now, as far as it is concerned.
+    pub(super) fn lose_lease(&mut self, why: &str) {
+        self.say(Level::Error, format!("{why}: it takes no writes any more"));
+        self.lock_session = None;
+        self.lease_until = None;
+        self.failsafe_until = None;
+        self.paused_writes = None;
+        self.enter(Stage::Fenced);
+        if self.plan.fencing && self.life == Life::Up {
+            self.fire(
+                "shard-fenced",
+                Severity::Critical,
+                &format!("{} takes no writes: {why}", self.plan.address),
+            );
+            if self.fed.is_some() {
+                self.out.push(Command::Lease(Some(self.now.at)));
+                self.fed = Some(self.now.at);
+            }
+            self.fence();
+        }
+    }
+
+    fn fence(&mut self) {
+        self.renew_fence = Some(self.now.at + FENCE_FOR / 2);
+        self.order(Order::Fence { long: FENCE_FOR });
+    }
+
+    pub(super) fn fenced(&mut self, ordered: &Ordered) {
+        match (&self.stage, ordered) {
+            (Stage::HandingOver(Handing::Pausing), Ordered::Done(_)) => {
+                self.stage = Stage::HandingOver(Handing::Measuring);
+                self.order(Order::Inspect);
+            }
+            (Stage::HandingOver(Handing::SteppingDown), Ordered::Done(_)) => self.enter(Stage::Releasing),
+            (Stage::HandingOver(_), Ordered::Unsupported) => {
+                self.refuse_handover("its server cannot pause writes (redis can from 6.2 on)");
+            }
+            (Stage::HandingOver(_), Ordered::Failed(why)) => {
+                let why = format!("its server did not pause writes: {why}");
+                self.refuse_handover(&why);
+            }
+            (_, Ordered::Done(_)) => {}
+            // One that cannot be kept from writing must not live, unless it follows somebody.
+            (Stage::Leading, _) => {}
+            _ if self.role() != Role::Replica && self.life == Life::Up => {
+                self.log(
+                    Level::Error,
+                    "its server cannot be kept from taking writes: it is killed".to_owned(),
+                );
+                self.renew_fence = None;
+                self.out.push(Command::Kill);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn unfenced(&mut self, min_replicas: u32, ordered: &Ordered) {
+        match ordered {
+            Ordered::Done(_) => self.guard = Some(min_replicas),
+            Ordered::Unsupported => self.guard = Some(min_replicas),
+            Ordered::Failed(why) => {
+                self.guard = None;
+                let text = format!("its server did not take the order to allow writes: {why}");
+                self.log(Level::Warn, text);
+                self.next_look = self.now.at + self.plan.timing.beat;
+            }
+        }
+    }
+
+    /// Rule 7: nobody can have been promoted without leaving us first.
+    pub(super) fn extend_failsafe(&mut self) {
+        let Some(view) = &self.view else { return };
+        let fresh = OLDEST_ACK.as_secs();
+        let attached = |address: &String| {
+            view.replicas
+                .iter()
+                .any(|replica| replica.address == *address && replica.online && replica.lag_s < fresh)
+        };
+        let others = self.plan.members.iter().filter(|address| **address != self.plan.address);
+        let all = others.clone().count() > 0 && others.clone().all(attached);
+        if self.plan.failsafe && view.role == Role::Master && all {
+            let until = self.view_at + self.plan.timing.beat;
+            self.failsafe_until = Some(self.failsafe_until.map_or(until, |before| before.max(until)));
+        }
+    }
+
+    /// A server that was not started by us is a master, and we do not know by whose leave.
+    pub(super) fn meet_an_unknown_master(&mut self) {
+        let known =
+            self.stage != Stage::Following || self.grace_until.is_some() || self.renew_fence.is_some();
+        if !known && self.role() == Role::Master && self.plan.fencing && self.plan.members.len() > 1 {
+            self.grace_until = Some(self.now.at + self.plan.timing.check);
+        }
+    }
+
+    /// How many of the other members copy its server.
+    pub(super) fn attached(&self) -> usize {
+        let Some(view) = self.view.as_ref().filter(|view| view.role == Role::Master) else { return 0 };
+        let counts = |address: &&String| {
+            view.replicas.iter().any(|replica| {
+                replica.address == **address && replica.online && replica.lag_s <= ATTACHED_LAG_S
+            })
+        };
+        self.plan.members.iter().filter(|address| **address != self.plan.address).filter(counts).count()
+    }
+
+    pub(super) fn has_all_replicas(&self) -> bool {
+        self.attached() + 1 >= self.plan.members.len()
+    }
+
+    /// It is fenced: is its place still its own?
+    pub(super) fn come_back(&mut self) {
+        if self.life != Life::Up {
+            return self.enter(Stage::Following);
+        }
+        if !self.is_informed() || self.view.is_none() || !self.may_retry() {
+            return;
+        }
+        let Some(state) = self.know.state().cloned() else { return self.enter(Stage::Following) };
+        let ours =
+            state.master == self.plan.address && state.phase != Phase::Released && state.handover.is_none();
+        let lock = self.know.lock.seen.as_ref().map(|seen| seen.owner);
+        match lock {
+            _ if !ours || self.role() != Role::Master => self.enter(Stage::Following),
+            Some(owner) if Some(owner) == self.session.as_ref().map(|facts| facts.session) => {
+                self.lock_is_ours();
+                self.enter(Stage::Claiming);
+            }
+            Some(_) => self.enter(Stage::Following),
+            None if self.is_locking() => {}
+            None => {
+                self.say(Level::Info, "it is the recorded master and takes its place again".to_owned());
+                self.enter(Stage::Locking);
+                self.take_the_lock();
+            }
+        }
+    }
+
+    /// Tells the fencer what it must know.
+    pub(super) fn feed(&mut self) {
+        let ends = self.lease_ends();
+        if self.stage.needs_lease() || self.grace_until.is_some() {
+            if ends.is_some() && ends != self.fed {
+                self.out.push(Command::Lease(ends));
+                self.fed = ends;
+            }
+            return;
+        }
+        let harmless = self.life == Life::Dead || self.role() == Role::Replica;
+        let done = matches!(self.stage, Stage::Following | Stage::Standing { .. } | Stage::Releasing);
+        if harmless && done && self.fed.is_some() {
+            self.out.push(Command::Lease(None));
+            self.fed = None;
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! What a member has read of its shard, and the requests by which it reads and changes it.
+
+use std::collections::BTreeMap;
+
+use log::Level;
+use serde::de::DeserializeOwned;
+
+use super::{Change, Member, Now, Stage};
+use crate::{
+    core::failover::{
+        Command, Config, HistoryEntry, LockNode, MemberNode, PauseNode, Planted, RequestId, ShardPlan,
+        ShardState,
+        shard::{HISTORY_AT_MOST, VERSION, decode, encode},
+    },
+    shell::registry::{Answer, Found, Mode, Node, Request, SessionFacts},
+};
+
+/// A node as it was read.
+#[derive(Clone, Debug)]
+pub(super) struct Seen<T> {
+    /// `None`: it is not what it should be.
+    pub(super) content: Option<T>,
+    pub(super) version: i32,
+    /// The session that it lives with; 0: persistent.
+    pub(super) owner: i64,
+}
+
+/// A node, and whether that is how it is.
+#[derive(Clone, Debug)]
+pub(super) struct Slot<T> {
+    pub(super) seen: Option<Seen<T>>,
+    pub(super) fresh: bool,
+    asked: bool,
+    again: bool,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Slot { seen: None, fresh: false, asked: false, again: false }
+    }
+}
+
+impl<T: DeserializeOwned> Slot<T> {
+    fn take(&mut self, found: Option<Found>) {
+        self.asked = false;
+        self.fresh = !self.again;
+        self.seen = found.map(|found| Seen {
+            content: decode(&found.content),
+            version: found.version,
+            owner: found.owner,
+        });
+    }
+}
+
+impl<T> Slot<T> {
+    pub(super) fn content(&self) -> Option<&T> {
+        self.seen.as_ref().and_then(|seen| seen.content.as_ref())
+    }
+
+    /// Something stands there that cannot be read.
+    pub(super) fn is_garbage(&self) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.content.is_none())
+    }
+
+    /// What was read is no longer certain.
+    pub(super) fn doubt(&mut self) {
+        self.fresh = false;
+        self.again = self.asked;
+    }
+
+    /// A new connection: no answer of the old one comes.
+    fn reset(&mut self) {
+        (self.fresh, self.asked, self.again) = (false, false, false);
+    }
+
+    /// Whether it is to be read; then it counts as asked for.
+    fn wants_reading(&mut self) -> bool {
+        let wants = !self.fresh && !self.asked;
+        if wants {
+            (self.asked, self.again) = (true, false);
+        }
+        wants
+    }
+
+    /// We wrote it ourselves.
+    fn wrote(&mut self, content: T, version: i32) {
+        let owner = self.seen.as_ref().map_or(0, |seen| seen.owner);
+        self.seen = Some(Seen { content: Some(content), version, owner });
+    }
+}
+
+/// All that was read.
+#[derive(Debug, Default)]
+pub(super) struct Knowledge {
+    pub(super) state: Slot<ShardState>,
+    pub(super) lock: Slot<LockNode>,
+    pub(super) config: Slot<Config>,
+    pub(super) pause: Slot<PauseNode>,
+    /// The host's own pause.
+    pub(super) host_pause: Slot<PauseNode>,
+    pub(super) history: Slot<Vec<HistoryEntry>>,
+    pub(super) members: BTreeMap<String, Slot<MemberNode>>,
+    /// When the pauses were first seen, each with its version and beginning.
+    pub(super) pause_seen: Option<(u64, Now)>,
+    pub(super) host_pause_seen: Option<(u64, Now)>,
+}
+
+impl Knowledge {
+    pub(super) fn new(plan: &ShardPlan) -> Knowledge {
+        let mut know = Knowledge::default();
+        know.members_are(plan);
+        know
+    }
+
+    pub(super) fn members_are(&mut self, plan: &ShardPlan) {
+        self.members.retain(|address, _| plan.members.contains(address));
+        for address in &plan.members {
+            self.members.entry(address.clone()).or_default();
+        }
+    }
+
+    pub(super) fn state(&self) -> Option<&ShardState> {
+        self.state.content()
+    }
+
+    /// Nothing is certain any more.
+    pub(super) fn doubt(&mut self) {
+        self.state.doubt();
+        self.lock.doubt();
+        self.config.doubt();
+        self.pause.doubt();
+        self.host_pause.doubt();
+        self.history.doubt();
+        self.members.values_mut().for_each(Slot::doubt);
+    }
+
+    fn reset(&mut self) {
+        self.state.reset();
+        self.lock.reset();
+        self.config.reset();
+        self.pause.reset();
+        self.host_pause.reset();
+        self.history.reset();
+        self.members.values_mut().for_each(Slot::reset);
+    }
+
+    /// Whether all that a decision needs is known.
+    pub(super) fn suffices(&self) -> bool {
+        self.state.fresh
+            && self.lock.fresh
+            && self.config.fresh
+            && self.pause.fresh
+            && self.members.values().all(|slot| slot.fresh)
+    }
+}
+
+/// A request that is under way.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Asked {
+    State,
+    Lock,
+    Config,
+    Pause,
+    HostPause,
+    History,
+    Member(String),
+    TakeLock,
+    /// The session that held it when the request was made: an answer of another one says nothing.
+    DropLock,
+    PutState(Purpose, Box<ShardState>),
+    PutConfig(Box<Config>),
+    PutHistory,
+    PutPause,
+    PutHostPause,
+}
+
+/// Why `state` is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// `promoting`, by the lock's holder.
+    Announce,
+    /// `done`.
+    Publish,
+    /// The recorded master takes its place again.
+    Return,
+    /// `released`.
+    Release,
+    /// The master is alone from now on.
+    Solo,
+    /// It is alone no more, or its heirs have become stale.
+    Settle,
+    /// A wish is answered.
+    Answer,
+    /// A wish is put.
+    Wish,
+    /// The master hands over.
+    HandOver,
+    /// It takes its place again, for the target failed.
+    TakeBack,
+}
+
+impl Member {
+    // Reading
+
+    pub(super) fn take_connected(&mut self) {
+        self.connected = true;
+        self.returned = Some(self.now.at);
+        self.asked.clear();
+        self.writing = None;
+        self.know.reset();
+        self.lock_gone = None;
+        self.read_what_is_unknown();
+    }
+
+    pub(super) fn take_session(&mut self, facts: Option<SessionFacts>) {
+        let heard = |facts: &Option<SessionFacts>| facts.as_ref().and_then(|facts| facts.acknowledged);
+        let news = heard(&facts) != heard(&self.session);
+        if let Some(facts) = &facts
+            && let Some(session) = self.lock_session
+        {
+            if facts.session != session {
+                // The session in which we held the lock has ended.
+                self.lock_session = None;
+                self.lease_until = None;
+            } else if let Some(sent) = facts.acknowledged.filter(|_| news) {
+                self.extend_lease(sent, facts.timeout);
+            }
+        }
+        self.session = facts.or_else(|| self.session.take());
+    }
+
+    /// Rule 2: the lease is counted from when the acknowledged request was sent.
+    fn extend_lease(&mut self, sent: std::time::Instant, timeout: std::time::Duration) {
+        let from = if self.planted == Some(Planted::LeaseFromReply) { self.now.at } else { sent };
+        let until = from + self.plan.timing.lease(timeout);
+        self.lease_until = Some(self.lease_until.map_or(until, |before| before.max(until)));
+    }
+
+    /// We hold the lock in the present session.
+    pub(super) fn lock_is_ours(&mut self) {
+        let Some(facts) = self.session.clone() else { return };
+        if self.lock_session != Some(facts.session) {
+            self.lock_session = Some(facts.session);
+            self.lease_until = None;
+        }
+        if let Some(sent) = facts.acknowledged {
+            self.extend_lease(sent, facts.timeout);
+        }
+    }
+
+    pub(super) fn read_what_is_unknown(&mut self) {
+        let mut reads = Vec::new();
+        let know = &mut self.know;
+        let mut add = |wants: bool, asked: Asked| {
+            if wants {
+                reads.push(asked);
+            }
+        };
+        add(know.state.wants_reading(), Asked::State);
+        add(know.lock.wants_reading(), Asked::Lock);
+        add(know.config.wants_reading(), Asked::Config);
+        add(know.pause.wants_reading(), Asked::Pause);
+        add(know.host_pause.wants_reading(), Asked::HostPause);
+        add(know.history.wants_reading(), Asked::History);
+        for (address, slot) in &mut know.members {
+            add(slot.wants_reading(), Asked::Member(address.clone()));
+        }
+        for asked in reads {
+            let path = self.path_of(&asked);
+            self.request(asked, Request::Read { path });
+        }
+    }
+
+    pub(super) fn path_of(&self, asked: &Asked) -> String {
+        match asked {
+            Asked::State | Asked::PutState(..) => self.plan.path("state"),
+            Asked::Lock | Asked::TakeLock | Asked::DropLock => self.plan.path("lock"),
+            Asked::Config | Asked::PutConfig(_) => self.plan.path("config"),
+            Asked::Pause | Asked::PutPause => self.plan.path("pause"),
+            Asked::HostPause | Asked::PutHostPause => self.host_pause_path(),
+            Asked::History | Asked::PutHistory => self.plan.path("history"),
+            Asked::Member(address) => self.plan.path(&format!("members/{address}")),
+        }
+    }
+
+    /// `/redis/paused/<host>`, beside the shards.
+    fn host_pause_path(&self) -> String {
+        let above = self.plan.root.rsplit_once('/').map_or("", |(above, _)| above);
+        let host = super::split(&self.plan.address).map_or_else(String::new, |(host, _)| host);
+        format!("{above}/paused/{host}")
+    }
+
+    pub(super) fn request(&mut self, asked: Asked, request: Request) {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.asked.insert(id, asked);
+        self.out.push(Command::Request(id, request));
+    }
+
+    pub(super) fn is_asked(&self, what: &Asked) -> bool {
+        self.asked.values().any(|asked| asked == what)
+    }
+
+    pub(super) fn take_changed(&mut self, path: &str) {
+        let shard = self.plan.path("");
+        if path == self.host_pause_path() {
+            self.know.host_pause.doubt();
+        } else {
+            match path.strip_prefix(&shard) {
+                Some("state") => self.know.state.doubt(),
+                Some("lock") => self.know.lock.doubt(),
+                Some("config") => self.know.config.doubt(),
+                Some("pause") => self.know.pause.doubt(),
+                Some("history") => self.know.history.doubt(),
+                Some(node) => {
+                    let slot =
+                        node.strip_prefix("members/").and_then(|address| self.know.members.get_mut(address));
+                    if let Some(slot) = slot {
+                        slot.doubt();
+                    }
+                }
+                None => {}
+            }
+        }
+        if self.connected {
+            self.read_what_is_unknown();
+        }
+    }
+
+    // Answers
+
+    pub(super) fn take_answer(&mut self, request: RequestId, answer: Answer) {
+        let Some(asked) = self.asked.remove(&request) else { return };
+        if let Answer::Refused(why) = &answer {
+            self.log(Level::Error, format!("the registry refuses {}: {why}", self.path_of(&asked)));
+        }
+        match (asked, answer) {
+            (Asked::State, Answer::Node(found)) => self.know.state.take(found),
+            (Asked::Lock, Answer::Node(found)) => self.take_lock(found),
+            (Asked::Config, Answer::Node(found)) => {
+                self.know.config.take(found);
+                self.compare_config();
+            }
+            (Asked::Pause, Answer::Node(found)) => {
+                self.know.pause.take(found);
+                self.note_pause();
+            }
+            (Asked::HostPause, Answer::Node(found)) => {
+                self.know.host_pause.take(found);
+                let pause = self.know.host_pause.content().map(|pause| pause.since_ms);
+                let before = self.know.host_pause_seen.filter(|(since, _)| Some(*since) == pause);
+                self.know.host_pause_seen = pause.map(|since| before.unwrap_or((since, self.now)));
+            }
+            (Asked::History, Answer::Node(found)) => self.know.history.take(found),
+            (Asked::Member(address), Answer::Node(found)) => {
+                if let Some(slot) = self.know.members.get_mut(&address) {
+                    slot.take(found);
+                }
+            }
+            (Asked::TakeLock, answer) => self.lock_answered(&answer),
+            (Asked::DropLock, answer) => self.lock_dropped(&answer),
+            (Asked::PutState(purpose, state), answer) => self.state_answered(purpose, *state, &answer),
+            (Asked::PutConfig(config), Answer::Written(version)) => self.know.config.wrote(*config, version),
+            (Asked::PutConfig(_) | Asked::PutHistory | Asked::PutPause | Asked::PutHostPause, _) => {}
+            // A reading that failed is repeated with the next connection, or the next beat.
+            _ => self.reread = Some(self.now.at + self.plan.timing.beat),
+        }
+        if self.connected {
+            self.read_what_is_unknown();
+        }
+    }
+
+    /// What could not be read is asked for again.
+    pub(super) fn read_again(&mut self) {
+        if self.connected && self.reread.take_if(|at| *at <= self.now.at).is_some() {
+            self.know.reset_unasked(&self.asked);
+            self.read_what_is_unknown();
+        }
+    }
+
+    fn take_lock(&mut self, found: Option<Found>) {
+        self.know.lock.take(found);
+        let owner = self.know.lock.seen.as_ref().map(|seen| seen.owner);
+        let mine = self.session.as_ref().map(|facts| facts.session);
+        match owner {
+            None => {
+                self.lock_gone.get_or_insert(self.now.at);
+            }
+            Some(_) => self.lock_gone = None,
+        }
+        if owner.is_some() && owner == mine {
+            self.lock_is_ours();
+        } else if owner.is_some() || !(self.stage.needs_lease() || self.is_asked(&Asked::TakeLock)) {
+            self.lock_session = None;
+        }
+    }
+
+    fn state_answered(&mut self, purpose: Purpose, state: ShardState, answer: &Answer) {
+        self.writing = None;
+        match answer {
+            Answer::Written(version) => {
+                self.know.state.wrote(state, *version);
+                self.state_written(purpose);
+            }
+            Answer::Created => {
+                self.know.state.wrote(state, 0);
+                self.state_written(purpose);
+            }
+            _ => {
+                // Whose change won, or whether ours did, only a look can tell.
+                self.know.state.doubt();
+                self.state_not_written(purpose, answer);
+            }
+        }
+    }
+
+    // Changing
+
+    /// Changes `state` where it is as we know it: this comparison is the guard against two masters.
+    pub(super) fn put_state(&mut self, purpose: Purpose, state: ShardState) {
+        self.writing = Some(purpose);
+        let path = self.plan.path("state");
+        let content = encode(&state);
+        let request = match &self.know.state.seen {
+            None => Request::Create { path, node: Node { mode: Mode::Persistent, content } },
+            Some(_) if self.planted == Some(Planted::SkipVersionCheck) => {
+                Request::Write { path, content, version: -1 }
+            }
+            Some(seen) => Request::Write { path, content, version: seen.version },
+        };
+        self.request(Asked::PutState(purpose, Box::new(state)), request);
+    }
+
+    pub(super) fn take_the_lock(&mut self) {
+        let epoch = self.know.state().map_or(1, |state| state.epoch + 1);
+        let lock = LockNode {
+            v: VERSION,
+            address: self.plan.address.clone(),
+            host_id: self.plan.host_id.clone(),
+            nonce: self.plan.nonce.clone(),
+            epoch,
+        };
+        let node = Node { mode: Mode::Ephemeral, content: encode(&lock) };
+        let path = self.plan.path("lock");
+        self.request(Asked::TakeLock, Request::Create { path, node });
+    }
+
+    /// Gives the lock back, or removes that of our own past.
+    pub(super) fn drop_lock(&mut self) {
+        self.lock_session = None;
+        self.lease_until = None;
+        let path = self.plan.path("lock");
+        self.know.lock.doubt();
+        self.request(Asked::DropLock, Request::Delete { path, version: -1 });
+    }
+
+    fn lock_dropped(&mut self, answer: &Answer) {
+        if matches!(answer, Answer::Deleted) {
+            self.know.lock.seen = None;
+            self.lock_gone = Some(self.now.at);
+        }
+        self.know.lock.doubt();
+    }
+
+    /// The leader's configuration is the shard's.
+    pub(super) fn write_config(&mut self) {
+        let config = self.plan.config();
+        let slot = &self.know.config;
+        if !slot.fresh
+            || slot.content() == Some(&config)
+            || self.asked.values().any(|a| matches!(a, Asked::PutConfig(_)))
+        {
+            return;
+        }
+        let (path, content) = (self.plan.path("config"), encode(&config));
+        let request = match &slot.seen {
+            None => Request::Create { path, node: Node { mode: Mode::Persistent, content } },
+            Some(seen) => Request::Write { path, content, version: seen.version },
+        };
+        self.request(Asked::PutConfig(Box::new(config)), request);
+    }
+
+    /// Adds a change to the history. It is for people: where it cannot be written it is missing.
+    pub(super) fn write_history(&mut self, paused_ms: Option<f64>, lost_bytes: Option<u64>) {
+        let Some(state) = self.know.state() else { return };
+        let took = self.now.at.saturating_duration_since(self.begun);
+        let entry = HistoryEntry {
+            at_ms: self.now.unix_ms,
+            epoch: state.epoch,
+            from: state.from.clone(),
+            to: state.master.clone(),
+            why: self.why,
+            took_ms: if self.why == Change::Return { 0.0 } else { took.as_secs_f64() * 1000.0 },
+            lost_bytes,
+            paused_ms,
+        };
+        let mut entries = self.know.history.content().cloned().unwrap_or_default();
+        entries.push(entry);
+        let surplus = entries.len().saturating_sub(HISTORY_AT_MOST);
+        entries.drain(..surplus);
+        let (path, content) = (self.plan.path("history"), encode(&entries));
+        let request = match &self.know.history.seen {
+            None => Request::Create { path, node: Node { mode: Mode::Persistent, content } },
+            Some(seen) => Request::Write { path, content, version: seen.version },
+        };
+        self.request(Asked::PutHistory, request);
+    }
+
+    /// Whether something was made known that should let us go on.
+    pub(super) fn is_informed(&self) -> bool {
+        self.connected && self.know.suffices() && self.writing.is_none() && !self.know.state.is_garbage()
+    }
+
+    /// What was asked for while a stage worked on `state` is done by the stage itself.
+    pub(super) fn write_again(&mut self) {
+        if !self.is_informed() || !self.may_retry() {
+            return;
+        }
+        match self.stage {
+            // Whether our change was made is plain from what stands there now.
+            Stage::Announcing => self.stage = Stage::Claiming,
+            Stage::Publishing => self.publish_master(),
+            _ => {}
+        }
+    }
+}
+
+impl Knowledge {
+    /// Those for which no request is under way any more are asked for again.
+    fn reset_unasked(&mut self, asked: &BTreeMap<RequestId, Asked>) {
+        let under_way = |what: &Asked| asked.values().any(|a| a == what);
+        let Knowledge { state, lock, config, pause, host_pause, history, members, .. } = self;
+        if !under_way(&Asked::State) {
+            state.asked = false;
+        }
+        if !under_way(&Asked::Lock) {
+            lock.asked = false;
+        }
+        if !under_way(&Asked::Config) {
+            config.asked = false;
+        }
+        if !under_way(&Asked::Pause) {
+            pause.asked = false;
+        }
+        if !under_way(&Asked::HostPause) {
+            host_pause.asked = false;
+        }
+        if !under_way(&Asked::History) {
+            history.asked = false;
+        }
+        for (address, slot) in members {
+            if !under_way(&Asked::Member(address.clone())) {
+                slot.asked = false;
+            }
+        }
+    }
+}

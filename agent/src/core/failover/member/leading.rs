@@ -1,0 +1,308 @@
+//! What a member does while it is the master.
+
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+use super::{
+    Asked, Change, HEIRS_FOR, Member, Now, Order, Phase, Purpose, Role, ShardState, Stage, VERSION, encode,
+};
+use crate::{
+    core::{
+        alert::Severity,
+        failover::{Config, IntentKind, PauseNode},
+    },
+    shell::registry::{Mode, Node, Request},
+};
+
+impl Member {
+    /// `done` stands, with our name.
+    pub(super) fn leads_now(&mut self) {
+        self.led_since = self.now.at;
+        self.round = 0;
+        self.grace_until = None;
+        self.renew_fence = None;
+        self.enter(Stage::Leading);
+        self.next_look = self.now.at;
+        let solo = self.is_alone();
+        self.order(Order::Unfence { min_replicas: if solo { 0 } else { self.needed() } });
+        let Some(state) = self.know.state().cloned() else { return };
+        let took = self.now.at.saturating_duration_since(self.begun).as_secs_f64() * 1000.0;
+        let how = match self.why {
+            Change::First => "is the shard's first master".to_owned(),
+            Change::Return => "is the master again".to_owned(),
+            Change::Switchover => format!("is the master by a planned switchover from {}", state.from),
+            Change::Death => format!("is the master {took:.0} ms after {} died", state.from),
+            Change::Silence => format!("is the master {took:.0} ms after {} was given up", state.from),
+            Change::Force => format!("is the master by force instead of {}", state.from),
+        };
+        self.say(Level::Warn, format!("{how}, epoch {}", state.epoch));
+        let severity = match self.why {
+            Change::Death | Change::Silence | Change::Force => Some(Severity::Critical),
+            Change::Switchover => Some(Severity::Info),
+            Change::First | Change::Return => None,
+        };
+        if let Some(severity) = severity {
+            let lost = match self.lost_bytes {
+                Some(0) | None => String::new(),
+                Some(bytes) => format!("; {bytes} bytes of its data are lost"),
+            };
+            self.fire("failover", severity, &format!("{} {how}{lost}", self.plan.address));
+            self.unsettled = true;
+        }
+        self.resolve("shard-fenced", &format!("{} {how}", self.plan.address));
+        self.resolve("shard-no-candidate", &format!("{} {how}", self.plan.address));
+        let lost = self.lost_bytes.take();
+        self.write_history(None, lost);
+        self.write_config();
+    }
+
+    /// How many replicas its server wants before it takes writes.
+    fn needed(&self) -> u32 {
+        let others = u32::try_from(self.plan.members.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        self.plan.min_replicas.min(others)
+    }
+
+    /// `state` says that it takes writes that nobody else has.
+    pub(super) fn is_alone(&self) -> bool {
+        self.know.state().is_some_and(|state| state.solo)
+    }
+
+    pub(super) fn lead(&mut self) {
+        if !self.is_informed() {
+            return;
+        }
+        let Some(state) = self.know.state().cloned() else { return self.lose_lease("`state` is gone") };
+        if state.master != self.plan.address || state.phase != Phase::Done {
+            return self.lose_lease(&format!("`state` names {}", state.master));
+        }
+        if self.know.lock.seen.is_none() && !self.is_locking() {
+            // Somebody removed it; our session stands, so it is ours to have.
+            self.log(Level::Warn, "the lock was removed: it is taken again".to_owned());
+            self.take_the_lock();
+        }
+        if self.view.as_ref().is_some_and(|view| view.role == Role::Replica) {
+            self.say(Level::Error, "somebody made the master a replica: it gives the shard up".to_owned());
+            self.begun = self.now.at;
+            return self.enter(Stage::Releasing);
+        }
+        self.write_config();
+        if self.view.is_none() || self.view_at < self.led_since {
+            return;
+        }
+        self.keep_second_fence(&state);
+        self.tell_replicas(&state);
+        if self.writing.is_none() && self.running.as_ref().is_none_or(|order| *order == Order::Inspect) {
+            self.heed(&state);
+        }
+    }
+
+    /// Rule 3: it takes writes while replicas are attached, or while `state` says that it is alone.
+    fn keep_second_fence(&mut self, state: &ShardState) {
+        let attached = u32::try_from(self.attached()).unwrap_or(0);
+        let short = attached < self.needed().max(1) && self.plan.members.len() > 1;
+        let forget = self.planted == Some(super::Planted::ForgetSolo);
+        let relax = Order::Unfence { min_replicas: 0 };
+        let guard = Order::Unfence { min_replicas: self.needed() };
+        if short && (state.solo || forget) {
+            if self.guard != Some(0) && !self.is_ordered(&relax) {
+                self.order(relax);
+            }
+            let stale = self.now.at >= self.led_since + HEIRS_FOR;
+            let online = self.online();
+            if state.solo && stale && state.heirs != online && self.writing.is_none() {
+                self.put_state(Purpose::Settle, ShardState { heirs: online, ..state.clone() });
+            }
+        } else if short {
+            if self.writing.is_none() {
+                self.say(Level::Warn, "its replicas are gone: it records that it goes on alone".to_owned());
+                let heirs = self.online();
+                self.put_state(Purpose::Solo, ShardState { solo: true, heirs, ..self.with_figures(state) });
+            }
+        } else if self.guard != Some(self.needed()) {
+            if !self.is_ordered(&guard) {
+                self.order(guard);
+            }
+        } else if state.solo && self.writing.is_none() {
+            let next = ShardState { solo: false, heirs: Vec::new(), ..self.with_figures(state) };
+            self.put_state(Purpose::Settle, next);
+        }
+    }
+
+    /// The other members that copy its server.
+    fn online(&self) -> Vec<String> {
+        let Some(view) = &self.view else { return Vec::new() };
+        let online = |address: &&String| view.replicas.iter().any(|r| r.address == **address && r.online);
+        self.plan.members.iter().filter(online).cloned().collect()
+    }
+
+    /// `state` with how far the data is now.
+    fn with_figures(&self, state: &ShardState) -> ShardState {
+        match &self.view {
+            Some(view) => ShardState {
+                offset: view.offset,
+                keys: view.keys,
+                replid: view.replid.clone(),
+                ..state.clone()
+            },
+            None => state.clone(),
+        }
+    }
+
+    fn tell_replicas(&mut self, state: &ShardState) {
+        if self.has_all_replicas() {
+            self.say(Level::Info, format!("it leads epoch {} with all its replicas", state.epoch));
+            self.resolve("shard-solo", "the master has its replicas");
+            if self.unsettled {
+                self.unsettled = false;
+                self.resolve("failover", "the shard has its replicas back");
+            }
+        } else {
+            let (attached, others) = (self.attached(), self.plan.members.len() - 1);
+            self.say(
+                Level::Warn,
+                format!("it leads epoch {} with {attached} of {others} replicas", state.epoch),
+            );
+            if state.solo && self.now.at >= self.led_since + HEIRS_FOR {
+                let text = format!("{} takes writes that no other member has", self.plan.address);
+                self.fire("shard-solo", Severity::Warning, &text);
+            }
+        }
+    }
+
+    /// What an operator wants of the leader.
+    fn heed(&mut self, state: &ShardState) {
+        let Some(intent) = state.intent.clone() else { return };
+        match intent.kind {
+            _ if self.is_paused() => self.refuse(state, &intent.id, "the shard is paused"),
+            IntentKind::Switchover => self.begin_handover(state, &intent),
+            IntentKind::Force if intent.to == self.plan.address => {
+                self.refuse(state, &intent.id, "it is the master already");
+            }
+            IntentKind::Force => self.step_down(&intent),
+        }
+    }
+
+    /// Rule 10: the odd one is told of.
+    pub(super) fn compare_config(&mut self) {
+        let ours = self.plan.config();
+        let theirs = self.know.config.content().cloned().filter(|_| !self.stage.needs_lease());
+        match theirs.filter(|theirs| *theirs != ours) {
+            Some(theirs) => {
+                let what = difference(&theirs, &ours);
+                let text = format!(
+                    "{} differs from the shard's leader in {what}: it is not promoted",
+                    self.plan.address
+                );
+                self.drifts = true;
+                self.fire("shard-drift", Severity::Warning, &text);
+            }
+            None if self.drifts => {
+                self.drifts = false;
+                self.resolve("shard-drift", &format!("{} has the shard's configuration", self.plan.address));
+            }
+            None => {}
+        }
+    }
+
+    // Pauses
+
+    pub(super) fn note_pause(&mut self) {
+        let pause = self.know.pause.content().map(|pause| pause.since_ms);
+        let before = self.know.pause_seen.filter(|(since, _)| Some(*since) == pause);
+        self.know.pause_seen = pause.map(|since| before.unwrap_or((since, self.now)));
+        match self.know.pause.content().cloned() {
+            Some(pause) => {
+                let minutes = pause.for_ms as f64 / 60_000.0;
+                let text = format!("no switching for {minutes:.1} min, by {}: {}", pause.by, pause.reason);
+                self.fire("shard-paused", Severity::Info, &text);
+            }
+            None => self.resolve("shard-paused", "the pause is over"),
+        }
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.pause_ends().is_some_and(|at| self.now.at < at)
+    }
+
+    /// When the shard's pause ends.
+    pub(super) fn pause_ends(&self) -> Option<Instant> {
+        let pause = self.know.pause.content()?;
+        let (_, seen) = self.know.pause_seen?;
+        Some(seen.at + Duration::from_millis(pause.for_ms))
+    }
+
+    pub(super) fn is_host_paused(&self) -> bool {
+        let ends =
+            |(pause, (_, seen)): (&PauseNode, (u64, Now))| seen.at + Duration::from_millis(pause.for_ms);
+        let both = self.know.host_pause.content().zip(self.know.host_pause_seen);
+        both.map(ends).is_some_and(|at| self.now.at < at)
+    }
+
+    /// Whoever sees it end removes it; that it is gone already is as well.
+    pub(super) fn end_pause(&mut self) {
+        let over = self.pause_ends().is_some_and(|at| self.now.at >= at);
+        if over && self.know.pause.fresh && self.connected && !self.is_asked(&Asked::PutPause) {
+            let path = self.plan.path("pause");
+            self.know.pause.seen = None;
+            self.know.pause_seen = None;
+            self.request(Asked::PutPause, Request::Delete { path, version: -1 });
+        }
+    }
+
+    pub(super) fn accept_pause(&mut self, long: Duration, reason: String, host: bool) -> Result<(), String> {
+        if !self.connected {
+            return Err("there is no connection to the registry".to_owned());
+        }
+        let pause = PauseNode {
+            v: VERSION,
+            for_ms: u64::try_from(long.as_millis()).unwrap_or(u64::MAX),
+            since_ms: self.now.unix_ms,
+            reason,
+            by: self.plan.address.clone(),
+        };
+        let (asked, path, seen) = if host {
+            (Asked::PutHostPause, self.path_of(&Asked::PutHostPause), &self.know.host_pause.seen)
+        } else {
+            (Asked::PutPause, self.path_of(&Asked::PutPause), &self.know.pause.seen)
+        };
+        let content = encode(&pause);
+        let request = match seen {
+            None => Request::Create { path, node: Node { mode: Mode::Persistent, content } },
+            Some(seen) => Request::Write { path, content, version: seen.version },
+        };
+        self.request(asked, request);
+        Ok(())
+    }
+
+    pub(super) fn accept_resume(&mut self, host: bool) -> Result<(), String> {
+        let (asked, there) = if host {
+            (Asked::PutHostPause, self.know.host_pause.seen.is_some())
+        } else {
+            (Asked::PutPause, self.know.pause.seen.is_some())
+        };
+        if !there {
+            return Err("it is not paused".to_owned());
+        }
+        if !self.connected {
+            return Err("there is no connection to the registry".to_owned());
+        }
+        let path = self.path_of(&asked);
+        self.request(asked, Request::Delete { path, version: -1 });
+        Ok(())
+    }
+}
+
+/// What differs, for people.
+fn difference(theirs: &Config, ours: &Config) -> String {
+    let pairs = [
+        ("peers", theirs.members != ours.members),
+        ("timing", theirs.timing != ours.timing),
+        ("redis_fencing", theirs.fencing != ours.fencing),
+        ("redis_failsafe", theirs.failsafe != ours.failsafe),
+        ("redis_max_lag", theirs.max_lag != ours.max_lag),
+        ("redis_min_replicas", theirs.min_replicas != ours.min_replicas),
+    ];
+    let differ: Vec<&str> = pairs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+    differ.join(", ")
+}

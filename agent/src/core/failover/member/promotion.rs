@@ -1,0 +1,330 @@
+//! From the lock to the publication.
+
+use log::Level;
+
+use super::{
+    Asked, Change, Command, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState,
+    Stage,
+};
+use crate::{
+    core::failover::shard::{Outcome, VERSION},
+    shell::registry::Answer,
+};
+
+impl Member {
+    pub(super) fn lock_answered(&mut self, answer: &Answer) {
+        if self.stage != Stage::Locking
+            && !self.stage.needs_lease()
+            && !matches!(self.stage, Stage::HandedOver { .. })
+        {
+            if matches!(answer, Answer::Created) {
+                self.lock_is_ours();
+                self.drop_lock();
+            }
+            return;
+        }
+        self.know.lock.doubt();
+        match answer {
+            Answer::Created => {
+                self.lock_gone = None;
+                self.lock_is_ours();
+                if matches!(self.stage, Stage::Locking | Stage::HandedOver { .. }) {
+                    // What was read before the lock was ours may be old.
+                    self.know.state.doubt();
+                    self.enter(Stage::Claiming);
+                }
+            }
+            // Whether it is ours after all, its owner tells.
+            Answer::Lost => self.back_from_locking("the connection was lost while it took the lock"),
+            Answer::Exists => self.back_from_locking("another one was faster"),
+            _ => self.back_from_locking("the lock was refused"),
+        }
+    }
+
+    fn back_from_locking(&mut self, why: &str) {
+        if self.stage == Stage::Locking {
+            self.say(Level::Info, format!("not promoted: {why}"));
+            self.enter(Stage::Following);
+        }
+    }
+
+    /// It holds the lock: is what it wants still right by what stands in `state`?
+    pub(super) fn claim(&mut self) {
+        if !self.is_informed() || !self.may_retry() {
+            return;
+        }
+        if self.lock_session.is_none() {
+            return self.enter(Stage::Following);
+        }
+        if self.life != Life::Up || self.view.is_none() {
+            // A lock found as ours without a server that could lead.
+            return self.give_up("its server does not answer".to_owned());
+        }
+        if self.plan.fencing && !self.fencer {
+            return self.give_up("no fencer stands by".to_owned());
+        }
+        let Some(state) = self.know.state().cloned() else { return self.announce(None) };
+        let ours = state.master == self.plan.address;
+        match state.phase {
+            Phase::Done if ours && self.role() == Role::Master => self.return_as_master(&state),
+            // Ours, from before a connection was lost.
+            Phase::Promoting if ours && self.role() == Role::Master && state.handover.is_none() => {
+                self.publish_master()
+            }
+            Phase::Promoting if ours && state.handover.is_some() => self.make_master(),
+            // The one that handed over to another takes its place again.
+            Phase::Promoting if state.from == self.plan.address && state.handover.is_some() => {
+                self.take_back(&state)
+            }
+            _ => match self.unfit(Some(&state)).filter(|_| !self.is_forced_to_us(&state)) {
+                Some(why) => self.give_up(why),
+                None => self.announce(Some(&state)),
+            },
+        }
+    }
+
+    /// The recorded master leads again: nobody was promoted in the meantime.
+    fn return_as_master(&mut self, state: &ShardState) {
+        let next = ShardState {
+            epoch: state.epoch + 1,
+            phase: Phase::Done,
+            from: state.master.clone(),
+            since_ms: self.now.unix_ms,
+            ..self.with_own_data(state)
+        };
+        self.why = Change::Return;
+        self.put_state(Purpose::Return, next);
+    }
+
+    fn announce(&mut self, state: Option<&ShardState>) {
+        let next = ShardState {
+            v: VERSION,
+            epoch: state.map_or(1, |state| state.epoch + 1),
+            master: self.plan.address.clone(),
+            phase: Phase::Promoting,
+            replid: state.map(|state| state.replid.clone()).unwrap_or_default(),
+            replid2: state.map(|state| state.replid2.clone()).unwrap_or_default(),
+            offset: state.map_or(0, |state| state.offset),
+            keys: state.map_or(0, |state| state.keys),
+            solo: state.is_some_and(|state| state.solo),
+            heirs: state.map(|state| state.heirs.clone()).unwrap_or_default(),
+            // Of one that was never made it, its predecessor is still the one before.
+            from: match state {
+                Some(state) if state.phase == Phase::Promoting => state.from.clone(),
+                Some(state) => state.master.clone(),
+                None => String::new(),
+            },
+            since_ms: self.now.unix_ms,
+            intent: state.filter(|state| self.is_forced_to_us(state)).and_then(|state| state.intent.clone()),
+            handover: None,
+            outcome: state.and_then(|state| state.outcome.clone()),
+        };
+        let ours = |state: &ShardState| state.phase == Phase::Done && state.master == self.plan.address;
+        self.free = state.is_none_or(|state| state.phase == Phase::Released || ours(state));
+        match self.why {
+            Change::Death if !self.free => self.why = Change::Silence,
+            Change::Silence if self.free => self.why = Change::Death,
+            _ => {}
+        }
+        self.say(Level::Warn, format!("it takes epoch {}", next.epoch));
+        self.enter(Stage::Announcing);
+        self.put_state(Purpose::Announce, next);
+    }
+
+    /// A change of `state` was made.
+    pub(super) fn state_written(&mut self, purpose: Purpose) {
+        match (purpose, &self.stage) {
+            (Purpose::Announce, Stage::Announcing) => self.announced(),
+            (Purpose::Publish, Stage::Publishing) | (Purpose::Return, Stage::Claiming) => self.leads_now(),
+            (Purpose::TakeBack, Stage::Claiming) => self.leads_now(),
+            (Purpose::HandOver, Stage::HandingOver(_)) => self.handed_over(),
+            (Purpose::Release, Stage::Releasing) => self.released_now(),
+            (Purpose::Solo, Stage::Leading) => self.order(Order::Unfence { min_replicas: 0 }),
+            (Purpose::Wish, _) => self.wish = None,
+            _ => {}
+        }
+    }
+
+    pub(super) fn state_not_written(&mut self, purpose: Purpose, answer: &Answer) {
+        let lost = matches!(answer, Answer::Lost);
+        match purpose {
+            Purpose::Announce if self.stage == Stage::Announcing && !lost => {
+                self.give_up("`state` was changed by another".to_owned());
+            }
+            Purpose::Return | Purpose::TakeBack if self.stage == Stage::Claiming && !lost => {
+                self.give_up("`state` was changed by another".to_owned());
+            }
+            // Beyond the point of no return: whoever changed it decides what we are.
+            Purpose::Publish if self.stage == Stage::Publishing && !lost => {
+                self.lose_lease("`state` was changed by another");
+            }
+            Purpose::Announce | Purpose::Return | Purpose::TakeBack
+                if self.stage.is_before_the_point_of_no_return() =>
+            {
+                // Its lock, if it is still ours, brings it back here.
+                self.enter(Stage::Following);
+            }
+            _ => self.later(),
+        }
+    }
+
+    /// `promoting` stands: rule 5 tells how long to wait for a former master that nobody saw die.
+    fn announced(&mut self) {
+        if self.free {
+            return self.make_master();
+        }
+        let config = self.know.config.content();
+        if config.is_none_or(|config| config.failsafe) {
+            self.enter(Stage::Detaching);
+        } else {
+            self.enter(Stage::Withdrawn { until: self.now.at + self.plan.timing.tick });
+        }
+    }
+
+    /// Rule 7: a former master that lives on without a registry must see us leave.
+    pub(super) fn detach(&mut self) {
+        let order = Order::Follow { host: NOWHERE.0.to_owned(), port: NOWHERE.1, drop_clients: false };
+        if self.role() == Role::Master {
+            // Nobody's replica: there is nobody to leave.
+            return self.detached();
+        }
+        if !self.is_ordered(&order) {
+            self.order(order);
+        }
+    }
+
+    pub(super) fn detached(&mut self) {
+        let wait = self.plan.timing.withdrawal().max(self.plan.timing.tick);
+        let until = if self.planted == Some(Planted::PublishBeforeWithdrawal) {
+            self.now.at
+        } else {
+            self.now.at + wait
+        };
+        self.say(Level::Warn, format!("it left its master and waits {:.1} s", wait.as_secs_f64()));
+        self.enter(Stage::Withdrawn { until });
+    }
+
+    pub(super) fn wait_withdrawn(&mut self, until: std::time::Instant) {
+        if self.lock_session.is_none() {
+            return self.give_up("it lost the lock while it waited".to_owned());
+        }
+        if self.now.at >= until {
+            self.make_master();
+        }
+    }
+
+    /// The point of no return. Whoever passes it holds the lock, has announced itself, and is watched by a fencer.
+    fn make_master(&mut self) {
+        let ends = self.lock_session.and(self.lease_until);
+        if ends.is_none_or(|at| at <= self.now.at + self.plan.timing.order) {
+            return self.give_up("its lease is too short".to_owned());
+        }
+        if self.plan.fencing && !self.fencer {
+            return self.give_up("no fencer stands by".to_owned());
+        }
+        debug_assert!(self.lock_session.is_some(), "promotion without the lock");
+        self.enter(Stage::Promoting);
+        // The fencer knows of the lease before the order is given.
+        self.out.push(Command::Lease(ends));
+        self.fed = ends;
+        if self.role() == Role::Master {
+            // It is one already: the first master of a shard, or one from before its agent was started again.
+            return self.order(Order::Inspect);
+        }
+        self.order(Order::Promote);
+    }
+
+    pub(super) fn promotion_failed(&mut self, ordered: &Ordered) {
+        if self.stage != Stage::Promoting {
+            return;
+        }
+        let why =
+            if let Ordered::Failed(why) = ordered { why.as_str() } else { "its engine cannot be promoted" };
+        // Whether it is a master now is not known.
+        self.lose_lease(&format!("it was told to be the master, and failed: {why}"));
+    }
+
+    /// It said that it is a master; now it tells how far its data is.
+    pub(super) fn confirm_promotion(&mut self) {
+        if self.running.is_some() || self.lease_ends().is_none_or(|at| at <= self.now.at) {
+            return;
+        }
+        match &self.view {
+            Some(view) if view.role == Role::Master => {
+                self.enter(Stage::Publishing);
+                self.publish_master();
+            }
+            _ => self.order(Order::Inspect),
+        }
+    }
+
+    /// `done`: from here on clients use it.
+    pub(super) fn publish_master(&mut self) {
+        let Some(state) = self.know.state().cloned() else { return self.lose_lease("`state` is gone") };
+        if state.master != self.plan.address || state.phase == Phase::Released {
+            return self.lose_lease("`state` was changed by another");
+        }
+        if state.phase == Phase::Done {
+            return self.leads_now();
+        }
+        self.stage = Stage::Publishing;
+        if let Some(view) = &self.view {
+            let known =
+                self.why == Change::Death && (state.replid == view.replid2 || state.replid == view.replid);
+            self.lost_bytes = known.then(|| u64::try_from(state.offset - view.offset).unwrap_or(0));
+        }
+        let outcome = match (&state.handover, &state.intent) {
+            (Some(handover), _) => Some((handover.id.clone(), "no acknowledged write was lost".to_owned())),
+            (None, Some(intent)) => {
+                Some((intent.id.clone(), "by force: writes may have been lost".to_owned()))
+            }
+            (None, None) => None,
+        };
+        let outcome = outcome.map(|(id, how)| Outcome {
+            id,
+            done: true,
+            text: format!("{} is the master: {how}", self.plan.address),
+            paused_ms: None,
+        });
+        let next = ShardState {
+            phase: Phase::Done,
+            since_ms: self.now.unix_ms,
+            intent: None,
+            handover: None,
+            outcome: outcome.or_else(|| state.outcome.clone()),
+            ..self.with_own_data(&state)
+        };
+        self.put_state(Purpose::Publish, next);
+    }
+
+    /// `state` with how far our data is, and that we are alone until somebody follows.
+    pub(super) fn with_own_data(&self, state: &ShardState) -> ShardState {
+        let Some(view) = &self.view else { return state.clone() };
+        let alone = self.attached() == 0 && self.plan.members.len() > 1;
+        let forget = self.planted == Some(Planted::ForgetSolo);
+        let shared = |id: &String| [&view.replid, &view.replid2].contains(&id);
+        let heir = |address: &String| {
+            let node = self.know.members.get(address).and_then(|slot| slot.content());
+            let near = |offset: i64| u64::try_from(view.offset - offset).unwrap_or(0) <= self.plan.max_lag;
+            *address != self.plan.address
+                && node.is_some_and(|node| shared(&node.replid) && near(node.offset) && !node.stale)
+        };
+        ShardState {
+            replid: view.replid.clone(),
+            replid2: view.replid2.clone(),
+            offset: view.offset,
+            keys: view.keys,
+            solo: alone && !forget,
+            heirs: if alone && !forget {
+                self.plan.members.iter().filter(|a| heir(a)).cloned().collect()
+            } else {
+                Vec::new()
+            },
+            ..state.clone()
+        }
+    }
+
+    pub(super) fn is_locking(&self) -> bool {
+        self.is_asked(&Asked::TakeLock)
+    }
+}

@@ -1,0 +1,656 @@
+//! Members of a shard in a world where everything answers at once; the simulation has the world where it doesn't.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::*;
+use crate::{
+    core::failover::{HistoryEntry, Replica, Timing, shard::decode},
+    shell::registry::{Answer, Found, Mode, Request},
+};
+
+#[derive(Clone, Debug)]
+struct Server {
+    up: bool,
+    master: bool,
+    follows: String,
+    replid: String,
+    replid2: String,
+    offset: i64,
+    keys: u64,
+    paused: bool,
+    min_replicas: u32,
+    priority: u32,
+}
+
+#[derive(Debug)]
+struct ZNode {
+    content: Vec<u8>,
+    version: i32,
+    owner: i64,
+}
+
+struct Host {
+    member: Member,
+    address: String,
+    server: Server,
+    session: i64,
+    agent: bool,
+    linked: bool,
+    watches: Vec<String>,
+    alerts: Vec<&'static str>,
+    log: Vec<String>,
+}
+
+struct World {
+    base: Instant,
+    t: Duration,
+    hosts: Vec<Host>,
+    nodes: BTreeMap<String, ZNode>,
+    sessions: i64,
+    histories: u32,
+    inputs: VecDeque<(usize, Input)>,
+    busy: bool,
+}
+
+fn timing() -> Timing {
+    let s = Duration::from_secs;
+    Timing {
+        session: s(30),
+        lease: s(15),
+        check: s(5),
+        fence: s(3),
+        tick: s(2),
+        beat: s(1),
+        silence: s(60),
+        order: s(1),
+    }
+}
+
+fn address(i: usize) -> String {
+    format!("10.0.0.{}:6379", i + 1)
+}
+
+fn plan(i: usize, count: usize) -> ShardPlan {
+    ShardPlan {
+        root: "/redis/shards".into(),
+        address: address(i),
+        members: (0..count).map(address).collect(),
+        host_id: format!("host{i}"),
+        nonce: format!("run{i}"),
+        timing: timing(),
+        fencing: true,
+        failsafe: true,
+        max_lag: 1 << 20,
+        min_replicas: 1,
+    }
+}
+
+const SHARD: &str = "/redis/shards/10.0.0.1:6379";
+
+impl World {
+    /// Hosts whose servers have so many keys, all of one history.
+    fn new(keys: &[u64]) -> World {
+        let base = Instant::now();
+        let now = Now { at: base, unix_ms: 0 };
+        let count = keys.len();
+        let host = |(i, keys): (usize, &u64)| Host {
+            member: Member::new(now, plan(i, count)),
+            address: address(i),
+            server: Server {
+                up: true,
+                master: false,
+                follows: "127.0.0.1:1".into(),
+                replid: "first".into(),
+                replid2: String::new(),
+                offset: 0,
+                keys: *keys,
+                paused: false,
+                min_replicas: 0,
+                priority: 100,
+            },
+            session: 0,
+            agent: true,
+            linked: true,
+            watches: Vec::new(),
+            alerts: Vec::new(),
+            log: Vec::new(),
+        };
+        let hosts = keys.iter().enumerate().map(host).collect();
+        let mut world = World {
+            base,
+            t: Duration::ZERO,
+            hosts,
+            nodes: BTreeMap::new(),
+            sessions: 100,
+            histories: 0,
+            inputs: VecDeque::new(),
+            busy: false,
+        };
+        for i in 0..world.hosts.len() {
+            world.connect(i);
+            world.give(i, Input::Fencer(true));
+            world.give(i, Input::Server(Life::Started));
+            world.give(i, Input::Server(Life::Up));
+        }
+        world.settle();
+        world
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.base + self.t, unix_ms: u64::try_from(self.t.as_millis()).unwrap() }
+    }
+
+    fn connect(&mut self, i: usize) {
+        self.sessions += 1;
+        self.hosts[i].session = self.sessions;
+        self.hosts[i].linked = true;
+        self.hosts[i].watches.clear();
+        self.hear(i);
+        self.give(i, Input::Connected);
+        // The desired tree's session thread.
+        if let Some(node) = self.hosts[i].member.published.clone() {
+            self.put_member(i, encode(&node));
+        }
+    }
+
+    fn hear(&mut self, i: usize) {
+        let acknowledged = Some(self.now().at);
+        let facts = SessionFacts {
+            session: self.hosts[i].session,
+            timeout: timing().session,
+            read_only: false,
+            acknowledged,
+        };
+        self.give(i, Input::Session(Some(facts)));
+    }
+
+    fn expire(&mut self, i: usize) {
+        let session = self.hosts[i].session;
+        let gone: Vec<String> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.owner == session)
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in gone {
+            self.nodes.remove(&path);
+            self.changed(&path);
+        }
+    }
+
+    fn changed(&mut self, path: &str) {
+        for i in 0..self.hosts.len() {
+            let host = &mut self.hosts[i];
+            if host.watches.iter().any(|watch| watch == path) && host.linked && host.agent {
+                host.watches.retain(|watch| watch != path);
+                self.give(i, Input::Changed { path: path.to_owned() });
+            }
+        }
+    }
+
+    fn put_member(&mut self, i: usize, content: Vec<u8>) {
+        let path = format!("{SHARD}/members/{}", self.hosts[i].address);
+        let owner = self.hosts[i].session;
+        self.nodes.insert(path.clone(), ZNode { content, version: 0, owner });
+        self.changed(&path);
+    }
+
+    fn give(&mut self, i: usize, input: Input) {
+        self.inputs.push_back((i, input));
+        if !std::mem::replace(&mut self.busy, true) {
+            self.pump();
+        }
+    }
+
+    fn pump(&mut self) {
+        let mut steps = 0;
+        while let Some((i, input)) = self.inputs.pop_front() {
+            steps += 1;
+            assert!(steps < 2000, "a spin: {input:?}\n{}", self.story());
+            if self.hosts[i].agent {
+                let now = self.now();
+                let commands = self.hosts[i].member.step(now, input);
+                commands.into_iter().for_each(|command| self.carry_out(i, command));
+            }
+        }
+        self.busy = false;
+    }
+
+    fn wish(&mut self, i: usize, wish: Wish) {
+        let now = self.now();
+        let commands = self.hosts[i].member.wish(now, wish).unwrap();
+        self.busy = true;
+        commands.into_iter().for_each(|command| self.carry_out(i, command));
+        self.pump();
+    }
+
+    fn carry_out(&mut self, i: usize, command: Command) {
+        match command {
+            Command::Request(request, what) => {
+                let answer = if self.hosts[i].linked { self.answer(i, what) } else { Answer::Lost };
+                self.give(i, Input::Answered { request, answer });
+            }
+            Command::Publish(content) => {
+                if self.hosts[i].linked {
+                    self.put_member(i, content);
+                }
+            }
+            Command::Order(order) => {
+                let ordered = self.obey(i, order);
+                self.give(i, Input::Ordered(ordered));
+            }
+            Command::Fire { what, .. } => self.hosts[i].alerts.push(what),
+            Command::Resolve { what, .. } => self.hosts[i].alerts.retain(|alert| *alert != what),
+            Command::Log(_, text) => self.hosts[i].log.push(format!("{:.3} {text}", self.t.as_secs_f64())),
+            Command::Kill => self.kill(i),
+            Command::Lease(_) => {}
+        }
+    }
+
+    fn answer(&mut self, i: usize, request: Request) -> Answer {
+        let found =
+            |node: &ZNode| Found { content: node.content.clone(), version: node.version, owner: node.owner };
+        match request {
+            Request::Read { path } => {
+                self.hosts[i].watches.push(path.clone());
+                Answer::Node(self.nodes.get(&path).map(found))
+            }
+            Request::Create { path, .. } if self.nodes.contains_key(&path) => Answer::Exists,
+            Request::Create { path, node } => {
+                let owner = if node.mode == Mode::Ephemeral { self.hosts[i].session } else { 0 };
+                self.nodes.insert(path.clone(), ZNode { content: node.content, version: 0, owner });
+                self.changed(&path);
+                Answer::Created
+            }
+            Request::Write { path, content, version } => match self.nodes.get_mut(&path) {
+                Some(node) if node.version == version => {
+                    node.content = content;
+                    node.version += 1;
+                    let version = node.version;
+                    self.changed(&path);
+                    Answer::Written(version)
+                }
+                _ => Answer::Stale,
+            },
+            Request::Delete { path, .. } => {
+                let there = self.nodes.remove(&path).is_some();
+                self.changed(&path);
+                if there { Answer::Deleted } else { Answer::Stale }
+            }
+            Request::Children { .. } => unreachable!("a member asks for no children"),
+        }
+    }
+
+    fn obey(&mut self, i: usize, order: Order) -> Ordered {
+        if !self.hosts[i].server.up {
+            return Ordered::Failed("there is no process".into());
+        }
+        self.histories += 1;
+        let fresh = format!("history{}", self.histories);
+        let server = &mut self.hosts[i].server;
+        match order {
+            Order::Inspect => return Ordered::Done(Some(Box::new(self.view(i)))),
+            Order::Promote => {
+                if !server.master {
+                    server.master = true;
+                    server.follows.clear();
+                    server.replid2 = std::mem::replace(&mut server.replid, fresh);
+                }
+            }
+            Order::Follow { host, port, .. } => {
+                server.master = false;
+                server.follows = format!("{host}:{port}");
+                self.replicate();
+            }
+            Order::Fence { .. } => server.paused = true,
+            Order::Unfence { min_replicas } => (server.paused, server.min_replicas) = (false, min_replicas),
+        }
+        Ordered::Done(None)
+    }
+
+    /// Replicas have what their masters have.
+    fn replicate(&mut self) {
+        for i in 0..self.hosts.len() {
+            let of =
+                self.hosts.iter().find(|host| host.address == self.hosts[i].server.follows && host.server.up);
+            let Some(master) = of.map(|host| host.server.clone()).filter(|_| self.hosts[i].server.up) else {
+                continue;
+            };
+            let server = &mut self.hosts[i].server;
+            (server.replid, server.replid2) = (master.replid, master.replid2);
+            (server.offset, server.keys) = (master.offset, master.keys);
+        }
+    }
+
+    fn view(&self, i: usize) -> View {
+        let server = &self.hosts[i].server;
+        let up = |host: &&Host| host.server.up && host.server.follows == self.hosts[i].address;
+        let replica = |host: &Host| Replica {
+            address: host.address.clone(),
+            online: true,
+            offset: host.server.offset,
+            lag_s: 0,
+        };
+        let linked = self.hosts.iter().any(|host| host.address == server.follows && host.server.up);
+        View {
+            role: if server.master { Role::Master } else { Role::Replica },
+            master: (!server.master).then(|| server.follows.clone()),
+            link_up: linked,
+            replid: server.replid.clone(),
+            replid2: server.replid2.clone(),
+            offset: server.offset,
+            keys: server.keys,
+            priority: server.priority,
+            replicas: if server.master {
+                self.hosts.iter().filter(up).map(replica).collect()
+            } else {
+                Vec::new()
+            },
+            ..View::default()
+        }
+    }
+
+    /// Lets whatever is due be done, for so long.
+    fn run(&mut self, long: Duration) {
+        let end = self.t + long;
+        while self.t < end {
+            self.t += Duration::from_millis(10);
+            if self.t.as_millis().is_multiple_of(1000) {
+                (0..self.hosts.len())
+                    .filter(|i| self.hosts[*i].linked)
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .for_each(|i| self.hear(*i));
+            }
+            for i in 0..self.hosts.len() {
+                let due = self.hosts[i].member.next_deadline().is_some_and(|at| at <= self.now().at);
+                if due {
+                    self.give(i, Input::Tick);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.run(Duration::from_secs(20));
+    }
+
+    fn write(&mut self, i: usize, keys: u64) {
+        let attached = self.view(i).replicas.len();
+        let server = &mut self.hosts[i].server;
+        assert!(server.master && !server.paused && attached >= server.min_replicas as usize, "{server:?}");
+        server.keys += keys;
+        server.offset += i64::try_from(keys).unwrap() * 10;
+        self.replicate();
+    }
+
+    fn kill(&mut self, i: usize) {
+        self.hosts[i].server.up = false;
+        self.give(i, Input::Server(Life::Dead));
+    }
+
+    /// Started again with nothing in its memory.
+    fn restart(&mut self, i: usize) {
+        let (host, port) = self.hosts[i].member.start_as();
+        self.histories += 1;
+        let replid = format!("history{}", self.histories);
+        let before = self.hosts[i].server.clone();
+        self.hosts[i].server = Server {
+            up: true,
+            master: false,
+            follows: format!("{host}:{port}"),
+            replid,
+            replid2: String::new(),
+            offset: 0,
+            keys: 0,
+            paused: false,
+            min_replicas: 0,
+            ..before
+        };
+        self.replicate();
+        self.give(i, Input::Server(Life::Started));
+        self.give(i, Input::Server(Life::Up));
+    }
+
+    fn state(&self) -> ShardState {
+        decode(&self.nodes[&format!("{SHARD}/state")].content).unwrap()
+    }
+
+    fn masters(&self) -> Vec<usize> {
+        (0..self.hosts.len()).filter(|i| self.hosts[*i].server.up && self.hosts[*i].server.master).collect()
+    }
+
+    fn story(&self) -> String {
+        let mut lines: Vec<&String> = self.hosts.iter().flat_map(|host| &host.log).collect();
+        lines.sort_by(|a, b| {
+            let at = |line: &str| line.split(' ').next().unwrap().parse::<f64>().unwrap();
+            at(a).total_cmp(&at(b))
+        });
+        lines.into_iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    fn check(&self, master: usize) {
+        let state = self.state();
+        assert_eq!(self.masters(), [master], "{}{state:#?}", self.story());
+        assert_eq!(
+            (state.master.as_str(), state.phase),
+            (&*self.hosts[master].address, Phase::Done),
+            "{}",
+            self.story()
+        );
+        assert!(!self.hosts[master].server.paused, "{}", self.story());
+        for (i, host) in self.hosts.iter().enumerate().filter(|(i, host)| *i != master && host.server.up) {
+            assert_eq!(host.server.follows, self.hosts[master].address, "{i}\n{}", self.story());
+            assert!(!host.server.paused, "{i}\n{}", self.story());
+        }
+    }
+}
+
+#[test]
+fn a_shard_without_data_gets_its_smallest_address_as_master() {
+    let world = World::new(&[0, 0, 0]);
+    world.check(0);
+    assert_eq!(world.state().epoch, 1, "{}", world.story());
+}
+
+#[test]
+fn who_has_data_is_the_first_master() {
+    let world = World::new(&[0, 7, 0]);
+    world.check(1);
+    assert_eq!(world.hosts[0].server.keys, 7);
+}
+
+#[test]
+fn a_death_is_followed_by_a_promotion_within_the_settle_time() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    let epoch = world.state().epoch;
+    world.kill(0);
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+    world.restart(0);
+    world.settle();
+    world.check(1);
+    assert_eq!(world.hosts[0].server.keys, 5, "the former master has the data of the new one");
+    assert_eq!(world.state().epoch, epoch + 1);
+    let history: Vec<HistoryEntry> = decode(&world.nodes[&format!("{SHARD}/history")].content).unwrap();
+    assert_eq!(history.len(), 2);
+    assert_eq!(history[1].why, Change::Death);
+}
+
+#[test]
+fn a_lone_replica_is_promoted_at_once_and_the_former_master_follows() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.kill(0);
+    assert_eq!(world.masters(), [1], "{}", world.story());
+    assert!(world.state().solo);
+    world.restart(0);
+    world.settle();
+    world.check(1);
+    assert!(!world.state().solo, "{}", world.story());
+    assert_eq!(world.hosts[1].server.min_replicas, 1);
+    assert!(world.hosts[1].alerts.is_empty(), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn a_master_that_took_writes_alone_is_not_followed_by_a_stale_replica() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.kill(1);
+    world.run(Duration::from_secs(10));
+    assert!(world.state().solo, "{}", world.story());
+    world.write(0, 5);
+    world.hosts[1].server.up = true;
+    world.hosts[1].server.follows = "127.0.0.1:1".into();
+    world.kill(0);
+    world.give(1, Input::Server(Life::Started));
+    world.give(1, Input::Server(Life::Up));
+    world.settle();
+    assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
+    assert!(world.hosts[1].alerts.contains(&"shard-no-candidate"), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn a_master_whose_session_ends_is_fenced_and_replaced_after_the_withdrawal() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    // Its replica still follows: it goes on.
+    world.run(Duration::from_secs(20));
+    assert!(!world.hosts[0].server.paused, "{}", world.story());
+    world.expire(0);
+    world.run(Duration::from_secs(5));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    assert_eq!(world.state().phase, Phase::Promoting);
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.state().master, world.hosts[1].address, "{}", world.story());
+    world.connect(0);
+    world.settle();
+    world.check(1);
+}
+
+#[test]
+fn a_master_that_comes_back_in_time_leads_again() {
+    let mut world = World::new(&[0, 0]);
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(Duration::from_secs(12));
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    world.settle();
+    world.check(0);
+    assert_eq!(world.state().epoch, 1, "{}", world.story());
+}
+
+#[test]
+fn an_agent_that_starts_again_takes_its_own_past_over() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 3);
+    let now = world.now();
+    world.hosts[0].member = Member::new(now, ShardPlan { nonce: "second".into(), ..plan(0, 2) });
+    world.connect(0);
+    world.give(0, Input::Fencer(true));
+    world.give(0, Input::Server(Life::Started));
+    world.give(0, Input::Server(Life::Up));
+    world.run(Duration::from_secs(3));
+    world.check(0);
+    assert!(world.hosts[0].log.iter().all(|line| !line.contains("takes no writes")), "{}", world.story());
+}
+
+#[test]
+fn a_switchover_hands_over_by_name() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: Some(address(2)), id: "w1".into() });
+    world.run(Duration::from_secs(2));
+    world.check(2);
+    let outcome = world.state().outcome.unwrap();
+    assert!(outcome.done && outcome.paused_ms.is_some(), "{outcome:?}\n{}", world.story());
+}
+
+#[test]
+fn a_target_that_fails_gives_the_shard_back() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.hosts[2].agent = false;
+    world.wish(0, Wish::Switchover { to: Some(address(2)), id: "w1".into() });
+    world.run(Duration::from_secs(6));
+    world.hosts[2].agent = true;
+    let outcome = world.state().outcome.unwrap();
+    assert!(!outcome.done, "{outcome:?}\n{}", world.story());
+    world.check(0);
+}
+
+#[test]
+fn force_takes_a_stale_replica() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.kill(1);
+    world.run(Duration::from_secs(10));
+    world.write(0, 5);
+    world.restart(1);
+    world.hosts[1].server.follows = "127.0.0.1:1".into();
+    world.kill(0);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.masters(), Vec::<usize>::new());
+    world.wish(1, Wish::Force { to: Some(address(1)), id: "w".into() });
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+    world.restart(0);
+    world.settle();
+    world.check(1);
+}
+
+#[test]
+fn force_moves_a_living_master() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Force { to: None, id: "w".into() });
+    world.settle();
+    world.check(1);
+    assert!(world.state().outcome.unwrap().done);
+}
+
+#[test]
+fn in_a_pause_nothing_is_switched_and_the_lease_goes_on() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    let pause = Wish::Pause { long: Duration::from_secs(60), reason: "work".into(), host: false };
+    world.wish(1, pause);
+    world.run(Duration::from_secs(25));
+    world.check(0);
+    world.kill(0);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+}
+
+#[test]
+fn a_rogue_master_is_made_a_replica_again() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.hosts[1].server.master = true;
+    world.hosts[1].server.follows.clear();
+    world.settle();
+    world.check(0);
+}
+
+#[test]
+fn a_replica_of_priority_0_never_leads() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.hosts[1].server.priority = 0;
+    world.run(Duration::from_secs(11));
+    world.kill(0);
+    world.settle();
+    assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
+}
