@@ -109,7 +109,9 @@ fn agent_and_fencer_killed_and_started_again() {
     process::signal(fencer, Signal::KILL);
     cluster.hosts[master].start();
     assert_eq!(cluster.wait_steady(), master);
-    wait::until("there is a new fencer", || cluster.fencer_pid(master).filter(|pid| *pid != fencer).ok_or("none"));
+    wait::until("there is a new fencer", || {
+        cluster.fencer_pid(master).filter(|pid| *pid != fencer).ok_or("none")
+    });
     nothing_changes_for(&cluster, Duration::from_secs(5));
     assert_eq!(cluster.watch.epoch(), epoch);
     let record = writer.finish();
@@ -124,7 +126,9 @@ fn a_fencer_that_dies_is_replaced_and_the_new_one_fences() {
     let (old, epoch) = (cluster.master(), cluster.watch.epoch());
     let fencer = cluster.fencer_pid(old).unwrap();
     process::signal(fencer, Signal::KILL);
-    wait::until("there is a new fencer", || cluster.fencer_pid(old).filter(|pid| *pid != fencer).ok_or("none"));
+    wait::until("there is a new fencer", || {
+        cluster.fencer_pid(old).filter(|pid| *pid != fencer).ok_or("none")
+    });
     nothing_changes_for(&cluster, Duration::from_secs(2));
     let stubborn = cluster.stubborn(old);
     stubborn.wait_progress(20);

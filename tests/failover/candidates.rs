@@ -86,7 +86,10 @@ fn priority_0_never_leads_and_an_empty_master_does_not_come_back_over_it() {
     cluster.wait_steady();
     wait_same_keys(&cluster);
     assert_eq!(cluster.keys(old), 10);
-    cluster.hosts.iter_mut().for_each(|host| drop(host.wait_status("no alert is left", |s| !s.fires("shard-no-"))));
+    cluster
+        .hosts
+        .iter_mut()
+        .for_each(|host| drop(host.wait_status("no alert is left", |s| !s.fires("shard-no-"))));
 }
 
 #[test]
@@ -142,7 +145,8 @@ fn candidate_is_hit(hit: impl FnOnce(&mut Cluster, usize)) -> (Cluster, usize, u
     let stubborn = [cluster.stubborn(old), cluster.stubborn_neighbour(old)];
     stubborn[1].wait_progress(20);
     cluster.cut_off(old);
-    let state = cluster.watch.wait_node("state", "a candidate has the lock", |state| state["phase"] == "promoting");
+    let state =
+        cluster.watch.wait_node("state", "a candidate has the lock", |state| state["phase"] == "promoting");
     let candidate = cluster.host_of(state["master"].as_str().unwrap().parse().unwrap());
     assert_ne!(candidate, old);
     hit(&mut cluster, candidate);
@@ -157,7 +161,8 @@ fn candidate_is_hit(hit: impl FnOnce(&mut Cluster, usize)) -> (Cluster, usize, u
 
 #[test]
 fn a_candidate_that_dies_with_the_lock_is_succeeded_by_the_next() {
-    let (mut cluster, candidate, third) = candidate_is_hit(|cluster, candidate| cluster.crash_host(candidate));
+    let (mut cluster, candidate, third) =
+        candidate_is_hit(|cluster, candidate| cluster.crash_host(candidate));
     cluster.hosts[candidate].launch();
     assert_eq!(cluster.wait_steady(), third);
     wait_same_keys(&cluster);
@@ -167,7 +172,8 @@ fn a_candidate_that_dies_with_the_lock_is_succeeded_by_the_next() {
 #[test]
 fn a_candidate_that_stands_still_with_the_lock_gives_up_when_it_goes_on() {
     let signal_all = |cluster: &Cluster, host: usize, signal: Signal| {
-        let all = [cluster.hosts[host].pid(), cluster.redis_pid(host).unwrap(), cluster.fencer_pid(host).unwrap()];
+        let all =
+            [cluster.hosts[host].pid(), cluster.redis_pid(host).unwrap(), cluster.fencer_pid(host).unwrap()];
         all.iter().for_each(|&pid| process::signal(pid, signal));
     };
     let (cluster, candidate, third) = candidate_is_hit(|cluster, it| signal_all(cluster, it, Signal::STOP));
@@ -205,7 +211,8 @@ fn a_replica_that_dies_during_a_failover_holds_nothing_up() {
     fill(&cluster, 10);
     let (old, epoch) = (cluster.master(), cluster.watch.epoch());
     cluster.cut_off(old);
-    let state = cluster.watch.wait_node("state", "a candidate has the lock", |state| state["phase"] == "promoting");
+    let state =
+        cluster.watch.wait_node("state", "a candidate has the lock", |state| state["phase"] == "promoting");
     let candidate = cluster.host_of(state["master"].as_str().unwrap().parse().unwrap());
     let third = cluster.others(&[old, candidate])[0];
     cluster.crash(third);

@@ -90,7 +90,8 @@ fn a_target_whose_server_dies_leaves_the_old_master() {
     writer.wait_progress(20);
     let target = cluster.replica();
     let asked = thread::scope(|scope| {
-        let asked = scope.spawn(|| switchover(&cluster, old, &["--to", &cluster.address(target).to_string()]));
+        let asked =
+            scope.spawn(|| switchover(&cluster, old, &["--to", &cluster.address(target).to_string()]));
         cluster.watch.wait("the wish is known", |seen| {
             let known = seen.iter().any(|it| it.node == "state" && !it.content["intent"].is_null());
             wait::check(known, || "no intent".into())

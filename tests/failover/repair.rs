@@ -49,7 +49,8 @@ fn a_master_made_a_replica_by_hand_leaves_the_shard_with_one_master() {
     fill(&cluster, 10);
     let (master, writer) = (cluster.master(), cluster.writer());
     let other = cluster.replica();
-    let (address, port) = (cluster.spaces[other].address().to_string(), cluster.address(other).port().to_string());
+    let (address, port) =
+        (cluster.spaces[other].address().to_string(), cluster.address(other).port().to_string());
     writer.wait_progress(20);
     cluster.call(master, &["REPLICAOF", &address, &port]).unwrap();
     wait::lasts(Duration::from_secs(1));
@@ -131,7 +132,9 @@ fn a_replica_with_a_wrong_password_is_not_promoted() {
     for number in 0..50 {
         redis.call(&["SET", &format!("data:{number}"), "x"]).unwrap();
     }
-    wait::until("the right one has it", || wait::check(cluster.keys(right) == 50, || cluster.keys(right).to_string()));
+    wait::until("the right one has it", || {
+        wait::check(cluster.keys(right) == 50, || cluster.keys(right).to_string())
+    });
     cluster.crash(old);
     assert_eq!(cluster.host_of(cluster.wait_successor(epoch).master), right);
     cluster.wait_steady_among(&[old, right]);

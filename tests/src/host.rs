@@ -138,8 +138,12 @@ impl Host {
             .append(true)
             .open(self.log())
             .expect("cannot open the agent's log");
-        let child =
-            self.command_by(&self.prefix, words).stderr(log).stdout(Stdio::null()).spawn().expect("cannot start the agent");
+        let child = self
+            .command_by(&self.prefix, words)
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("cannot start the agent");
         self.child = Some(child);
     }
 

@@ -77,14 +77,24 @@ impl Net {
 
     /// A further host, `10.77.0.<last>`.
     pub fn host(&mut self, last: u8) -> Arc<Space> {
-        let space =
-            Space { name: format!("{}-{last}", self.name), address: Ipv4Addr::new(10, 77, 0, last) };
+        let space = Space { name: format!("{}-{last}", self.name), address: Ipv4Addr::new(10, 77, 0, last) };
         let (switch, port) = (self.switch(), format!("port{last}"));
         ip(&["netns", "add", &space.name]);
         let space = Arc::new(space);
         self.spaces.push(space.clone());
         ip(&[
-            "-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &space.name,
+            "-n",
+            &switch,
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            &space.name,
         ]);
         ip(&["-n", &switch, "link", "set", &port, "master", "switch", "up"]);
         ip(&["-n", &space.name, "addr", "add", &format!("{}/24", space.address), "dev", "eth0"]);
@@ -193,9 +203,8 @@ fn ip(words: &[&str]) {
 fn remove(name: &str) {
     let Ok(space) = fs::metadata(format!("{FOLDER}/{name}")) else { return };
     let me = std::process::id();
-    let inside = || {
-        process::all().into_iter().filter(|&pid| pid != me && lives_in(pid, &space)).collect::<Vec<u32>>()
-    };
+    let inside =
+        || process::all().into_iter().filter(|&pid| pid != me && lives_in(pid, &space)).collect::<Vec<u32>>();
     wait::until(&format!("{name} is empty"), || {
         let left = inside();
         left.iter().for_each(|&pid| process::signal(pid, Signal::KILL));
@@ -206,7 +215,8 @@ fn remove(name: &str) {
 
 fn lives_in(pid: u32, space: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|it| (it.dev(), it.ino()) == (space.dev(), space.ino()))
+    fs::metadata(format!("/proc/{pid}/ns/net"))
+        .is_ok_and(|it| (it.dev(), it.ino()) == (space.dev(), space.ino()))
 }
 
 /// Removes the hosts of test programs that are gone.
