@@ -32,6 +32,8 @@ pub enum Belief {
     Published(Watch),
     /// Always the same server.
     Stubborn(SocketAddr),
+    /// Whatever it was told last.
+    Told(Arc<Mutex<SocketAddr>>),
 }
 
 /// A write that was acknowledged.
@@ -138,6 +140,7 @@ fn drive(belief: &Belief, patience: Duration, stop: &AtomicBool, record: &Mutex<
         let target = match belief {
             Belief::Published(watch) => watch.master(),
             Belief::Stubborn(address) => Some(*address),
+            Belief::Told(address) => Some(*address.lock().unwrap()),
         };
         let Some(target) = target else { continue };
         if link.as_ref().is_none_or(|(address, _)| *address != target) {

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -18,12 +18,12 @@ use yagent_tests::{
     cluster::{
         net::{Net, Space},
         watch::monotonic,
-        writer::{Record, Writer, key},
+        writer::{Belief, Record, key},
     },
     programs, wait,
 };
 
-use crate::{Handovers, applications, probe::Probe};
+use crate::{Applications, Handovers, probe::Probe};
 
 const PORT: u16 = 16379;
 const LIMIT: Duration = Duration::from_secs(2);
@@ -95,11 +95,10 @@ impl Bare {
     }
 
     /// How many of the acknowledged writes it does not have.
-    pub(crate) fn lacks(&self, records: &[Record]) -> usize {
+    pub(crate) fn lacks(&self, record: &Record) -> usize {
         let text = self.call(&["KEYS", "w:*"]).expect("it lists its keys");
         let there: std::collections::BTreeSet<&str> = text.lines().collect();
-        let acked = records.iter().flat_map(Record::numbers);
-        acked.filter(|&number| !there.contains(key(number).as_str())).count()
+        record.numbers().into_iter().filter(|&number| !there.contains(key(number).as_str())).count()
     }
 }
 
@@ -167,18 +166,22 @@ impl Pair {
         Pair { servers: [master, replica], client, _net: net }
     }
 
-    /// redis' own planned change.
+    /// redis' own planned change. Applications learn of it as soon as the new master says that it is one.
     pub(crate) fn failover_to(&mut self, all: &mut Handovers) {
         let [master, replica] = &self.servers;
         let (old, new) = (master.address(), replica.address());
-        let writers = applications(&self.client, &[old, new]);
-        writers[0].wait_progress(300);
+        let told = Arc::new(Mutex::new(old));
+        let applications = Applications::start(&self.client, Belief::Told(told.clone()), old);
         let (host, port) = (new.ip().to_string(), new.port().to_string());
+        let mut link = replica.connect().expect("the replica answers");
         master.call(&["FAILOVER", "TO", &host, &port]).expect("FAILOVER is taken");
-        writers[1].wait_progress(300);
+        wait::until("the replica is the master", || {
+            let role = link.call(&["ROLE"]).map_err(|error| error.to_string())?;
+            wait::check(role.starts_with("master"), || role)
+        });
+        *told.lock().unwrap() = new;
         master.wait_linked(new);
-        let records: Vec<Record> = writers.into_iter().map(Writer::finish).collect();
-        all.note(old, new, &records, replica.lacks(&records));
+        applications.finish(new, |record| replica.lacks(record), all);
         self.servers.swap(0, 1);
     }
 }

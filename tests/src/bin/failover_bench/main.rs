@@ -94,37 +94,53 @@ fn yagent_crash(cluster: &Cluster) -> Duration {
     probe.first_ack().0 - begun
 }
 
-/// What two applications saw of a change from one server to another.
+/// What applications saw of planned changes of the master.
 #[derive(Debug, Default)]
 struct Handovers {
-    /// From the last acknowledgement by the old master to the first by the new one.
+    /// The longest time without an acknowledgement, for an application that follows the master.
     gaps: Vec<Duration>,
-    /// Acknowledged writes that the new master does not have.
-    lost: usize,
-    /// All acknowledged writes of the time around.
-    written: usize,
+    /// How many writes were acknowledged to it and are lost, and how many were acknowledged.
+    following: (usize, usize),
+    /// The same for one that writes to the old master whatever happens.
+    stubborn: (usize, usize),
 }
 
-/// An application at each server, which writes without pause to that one.
-fn applications(space: &Arc<Space>, servers: &[SocketAddr]) -> Vec<Writer> {
-    let begin = |&at: &SocketAddr| Writer::start(space, Belief::Stubborn(at), Duration::from_secs(2));
-    servers.iter().map(begin).collect()
+/// One application of each kind.
+#[derive(Debug)]
+struct Applications {
+    following: Writer,
+    stubborn: Writer,
+}
+
+impl Applications {
+    /// Both at work; one follows `belief`, the other stays with `old`.
+    fn start(space: &Arc<Space>, belief: Belief, old: SocketAddr) -> Applications {
+        let patience = Duration::from_secs(1);
+        let following = Writer::start(space, belief, patience);
+        let stubborn = Writer::start(space, Belief::Stubborn(old), patience);
+        following.wait_progress(300);
+        Applications { following, stubborn }
+    }
+
+    /// Ends both when `new` has acknowledged something; `lost` counts the writes of a record that are lost.
+    fn finish(self, new: SocketAddr, lost: impl Fn(&Record) -> usize, all: &mut Handovers) {
+        self.following.wait_ack_by(new);
+        self.following.wait_progress(300);
+        let (following, stubborn) = (self.following.finish(), self.stubborn.finish());
+        all.gaps.push(following.longest_gap());
+        for (sum, record) in [(&mut all.following, &following), (&mut all.stubborn, &stubborn)] {
+            sum.0 += lost(record);
+            sum.1 += record.acks.len();
+        }
+    }
 }
 
 impl Handovers {
-    /// Notes one change; `lost` tells which of the acknowledged writes the new master lacks.
-    fn note(&mut self, old: SocketAddr, new: SocketAddr, records: &[Record], lost: usize) {
-        let last = records.iter().filter_map(|record| record.last_by(old)).map(|ack| ack.at).max();
-        let first = records.iter().filter_map(|record| record.first_by(new)).map(|ack| ack.at).min();
-        // Where both took writes at the same time there was no gap.
-        self.gaps.push(first.unwrap_or_default().saturating_sub(last.unwrap_or_default()));
-        self.lost += lost;
-        self.written += records.iter().map(|record| record.acks.len()).sum::<usize>();
-    }
-
     fn print(&self, who: &str, what: &str) {
         row(who, what, spread(&self.gaps));
-        row("", "  acknowledged writes lost", format!("{} of {}", self.lost, self.written));
+        let of = |(lost, all): (usize, usize)| format!("{lost} of {all}");
+        row("", "  acknowledged and lost, by one that follows", of(self.following));
+        row("", "  acknowledged and lost, by one that stays", of(self.stubborn));
     }
 }
 
@@ -158,16 +174,12 @@ fn switchover(amount: Amount) {
 
 fn yagent_switchover(cluster: &Cluster, all: &mut Handovers) {
     let old = cluster.wait_steady();
-    let servers: Vec<SocketAddr> = (0..cluster.hosts.len()).map(|host| cluster.address(host)).collect();
-    let writers = applications(&cluster.client, &servers);
-    writers[old].wait_progress(300);
-    let output = cluster.yagent(old, &["switchover", &servers[0].to_string(), "--yes"]);
+    let belief = Belief::Published(cluster.watch.clone());
+    let applications = Applications::start(&cluster.client, belief, cluster.address(old));
+    let output = cluster.yagent(old, &["switchover", &cluster.address(0).to_string(), "--yes"]);
     assert!(output.status.success(), "{output:?}");
-    let new = cluster.wait_steady();
-    writers[new].wait_progress(300);
-    let records: Vec<Record> = writers.into_iter().map(Writer::finish).collect();
-    let lost = cluster.lost(&records.iter().collect::<Vec<_>>()).len();
-    all.note(servers[old], servers[new], &records, lost);
+    let new = cluster.address(cluster.wait_steady());
+    applications.finish(new, |record| cluster.lost(&[record]).len(), all);
 }
 
 /// The master's host falls silent: nothing comes from it any more, though all on it goes on.

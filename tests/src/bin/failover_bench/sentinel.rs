@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,12 +13,12 @@ use yagent_tests::{
     cluster::{
         net::{Cut, Net, Space},
         watch::monotonic,
-        writer::{Belief, Record, Writer},
+        writer::{Belief, Writer},
     },
     programs, wait,
 };
 
-use crate::{Handovers, applications, bare::Bare, probe::Probe};
+use crate::{Applications, Handovers, bare::Bare, probe::Probe};
 
 const PORT: u16 = 26379;
 
@@ -104,23 +104,23 @@ impl Sentinel {
         at - begun
     }
 
-    /// A planned change under load.
+    /// A planned change under load. Applications learn of it when the sentinels say who is the master.
     pub(crate) fn switchover(&mut self, all: &mut Handovers) {
-        let old = self.wait_settled();
-        let servers: Vec<SocketAddr> = self.servers.iter().map(Bare::address).collect();
-        let writers = applications(&self.client, &servers);
-        writers[old].wait_progress(300);
+        let old = self.servers[self.wait_settled()].address();
+        let told = Arc::new(Mutex::new(old));
+        let applications = Applications::start(&self.client, Belief::Told(told.clone()), old);
         // It is refused while the sentinels are still busy with the last one.
         wait::until("SENTINEL FAILOVER is taken", || self.ask(&["SENTINEL", "FAILOVER", "shard"]));
-        wait::until("another is the master", || {
-            let found = (0..3).find(|&host| host != old && self.servers[host].role() == "master");
-            found.ok_or("none yet")
+        let address = wait::until("another is the master", || {
+            let answer =
+                self.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shard"]).map_err(|it| it.to_string())?;
+            let address =
+                answer.replace('\n', ":").parse::<SocketAddr>().map_err(|error| error.to_string())?;
+            wait::check(address != old, || answer).map(|()| address)
         });
-        let new = self.wait_settled();
-        writers[new].wait_progress(300);
-        let records: Vec<Record> = writers.into_iter().map(Writer::finish).collect();
-        let lost = self.servers[new].lacks(&records);
-        all.note(servers[old], servers[new], &records, lost);
+        *told.lock().unwrap() = address;
+        let new = &self.servers[self.wait_settled()];
+        applications.finish(new.address(), |record| new.lacks(record), all);
     }
 
     /// The master's host is cut off: until another acknowledges a write; and how many writes the old one acknowledged
