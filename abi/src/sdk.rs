@@ -425,7 +425,8 @@ pub trait Replication: Engine {
     /// ```
     fn fence(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step;
 
-    /// Allows writes again.
+    /// Allows writes again; given the argument `min_replicas`, only while so many replicas keep up, which must hold before
+    /// the first write passes.
     ///
     /// # Errors
     /// Why they were not allowed.

@@ -18,7 +18,7 @@ use crate::{
     config::{
         self, ConfigError, EngineKeys, EngineSettings, Options, Problem, RegistrySettings, Settings, Severity,
     },
-    core::{EnginePlan, HostIdentity, HostPlan},
+    core::{EnginePlan, HostIdentity, HostPlan, ShardSettings, failover::NOWHERE},
     plugin::{Plugin, PluginError, StartPlan, loader},
     shell::{event_loop, ports, process, quarantine::Quarantine},
 };
@@ -108,7 +108,9 @@ impl Prepared {
     /// # Errors
     /// The plugin refuses the settings.
     pub fn start_plan(&self, engine: &EngineSettings, port: u16) -> Result<StartPlan, String> {
-        event_loop::make_backend(self.plugin(engine)?, engine, &self.loaded.settings, port, self.address())
+        let nowhere = engine.shards.is_some().then(|| (NOWHERE.0.to_owned(), NOWHERE.1));
+        let (settings, host) = (&self.loaded.settings, self.address());
+        event_loop::make_backend(self.plugin(engine)?, engine, settings, port, host, nowhere.as_ref())
             .map(|(_, plan)| plan)
     }
 
@@ -187,6 +189,7 @@ impl Prepared {
             .iter()
             .map(|e| EnginePlan {
                 unattended: self.quarantined.get(&e.engine).cloned(),
+                shards: shards(e, host.ip),
                 ..engine_plan(e, count(e), &identity.ip, &settings.state_dir)
             })
             .collect();
@@ -217,6 +220,14 @@ fn engine_plan(engine: &EngineSettings, count: u32, ip: &str, state_dir: &Path) 
         unattended: None,
         shards: None,
     }
+}
+
+/// With whom an engine's instances replicate: the peers without this host itself, in order. No other host, no shards.
+fn shards(engine: &EngineSettings, ip: IpAddr) -> Option<ShardSettings> {
+    let mut shards = engine.shards.clone()?;
+    shards.peers.retain(|peer| *peer != ip);
+    shards.peers.sort_unstable();
+    (!shards.peers.is_empty()).then_some(shards)
 }
 
 /// The ports of the port file, then those of recorded instances that it lacks.
@@ -268,7 +279,7 @@ impl Host {
 }
 
 /// 128 random bits in hexadecimal.
-fn random() -> io::Result<String> {
+pub(crate) fn random() -> io::Result<String> {
     let mut bytes = [0u8; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -12,6 +12,7 @@ mod faults;
 mod garbage;
 mod network;
 mod proxy;
+mod requests;
 mod subject;
 
 /// A number for the daily run, and the full one.

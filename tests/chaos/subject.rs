@@ -93,6 +93,25 @@ impl Subject {
         self.say(&json!({"do": "claim", "owned": owned}));
     }
 
+    /// Makes requests in one burst, with tokens from `first` on.
+    pub(crate) fn request(&mut self, first: u64, mut requests: Vec<Value>) {
+        for (token, request) in (first..).zip(&mut requests) {
+            request["token"] = token.into();
+        }
+        self.say(&json!({"do": "request", "requests": requests}));
+    }
+
+    /// Makes a request and waits for its answer. Events before it are passed over.
+    pub(crate) fn ask(&mut self, request: Value) -> Value {
+        self.request(0, vec![request]);
+        self.event("answered")["answer"].take()
+    }
+
+    /// Begins a close that leaves the session.
+    pub(crate) fn leave(&mut self) {
+        self.say(&json!({"do": "leave"}));
+    }
+
     /// Begins a close.
     pub(crate) fn close(&mut self) {
         self.say(&json!({"do": "close"}));
@@ -104,6 +123,11 @@ impl Subject {
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => panic!("the subject has ended: {:?}", self.child.wait()),
         }
+    }
+
+    /// The next line that it says.
+    pub(crate) fn next(&mut self) -> Value {
+        self.line(Instant::now() + DEADLINE).expect("the subject says nothing")
     }
 
     /// The next event of this name; others before it are passed over.

@@ -22,4 +22,5 @@ mod registry_faults;
 mod reload;
 mod repair;
 mod rrdcached;
+mod shards;
 mod statistics;

@@ -6,6 +6,7 @@
 
 mod checks;
 mod dice;
+mod failover;
 mod faults;
 mod plans;
 mod server;

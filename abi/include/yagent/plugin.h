@@ -231,7 +231,9 @@ typedef int32_t (*yagent_hook)(void *instance, const yagent_event *event, const 
  * follow   Make it a replica of the arguments `host` and `port`; DONE when it took the order.
  *            drop_clients=1  close the connections of its clients, so that they look for the new master
  * fence    Stop writes for the argument `ms` milliseconds; UNSUPPORTED where the server cannot.
- * unfence  Allow writes again.
+ * unfence  Allow writes again, whether or not they were stopped; UNSUPPORTED where the server cannot.
+ *            min_replicas=N  take writes only while at least N replicas keep up, 0: always. It must hold before the
+ *                            first write passes. DONE where the server took it, even if it cannot stop writes
  */
 typedef struct yagent_failover {
     uint64_t size; /* sizeof(yagent_failover); 48 in version 1.0 */
@@ -254,6 +256,8 @@ typedef struct yagent_failover {
  *   maxmem_mb    memory that it may use for data, in units of 1,048,576 bytes
  *   bind         the address to listen on; missing or empty where the server's own default holds
  *   state_dir    the agent's directory for state; an instance's files belong below it unless configured otherwise
+ *   replicaof    "HOST PORT": the instance replicates with others and is to start as this one's replica, never as a
+ *                master; missing where each is alone
  *   NAME.content for each NAME in file_keys that is set: the text of that file
  * With the engine's prefix, the host itself understands enabled, fpath, maxmem, meta_size, count, port, port_step,
  * port_file, bind, zoo_root, server_path and instance_path, and passes them on like any other; `args`, if the plugin

@@ -8,6 +8,7 @@ mod plan;
 mod plugin;
 mod reload;
 mod run;
+mod shard;
 mod status;
 mod stop;
 
@@ -21,9 +22,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Exit codes, as sysexits.h has them where it has them.
 pub(crate) mod exit {
-    /// `status`: something is down.
+    /// `status`: something is down; `doctor`: a shard could not fail over.
     pub(crate) const DOWN: u8 = 3;
-    /// `status`: the agent cannot be reached.
+    /// The verbs that look: the agent cannot be reached.
     pub(crate) const NOT_REACHABLE: u8 = 4;
     /// The command line is wrong.
     pub(crate) const USAGE: u8 = 64;
@@ -36,7 +37,8 @@ pub(crate) mod exit {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 64 wrong usage, 69 something needed is not available, 70 internal \
-                          error, 78 bad configuration; of status: 3 something is down, 4 the agent is not reachable";
+                          error, 78 bad configuration; of status: 3 something is down; of doctor: 3 a shard could not \
+                          fail over; of status, shards, doctor and history: 4 the agent is not reachable";
 
 /// The host agent for memcached and redis instances
 #[derive(Debug, Parser)]
@@ -63,6 +65,20 @@ enum Verb {
     Stop(stop::StopArgs),
     /// Make a running agent read its settings again
     Reload(reload::ReloadArgs),
+    /// Show the shards of this host, or the members of one
+    Shards(shard::ShardsArgs),
+    /// Make another member of a shard its master, without losing a write
+    Switchover(shard::SwitchoverArgs),
+    /// Make another member of a shard its master, whatever is lost
+    Failover(shard::FailoverArgs),
+    /// Have no master switched for a while
+    Pause(shard::PauseArgs),
+    /// End a pause
+    Resume(shard::ResumeArgs),
+    /// Could each shard fail over right now?
+    Doctor(shard::DoctorArgs),
+    /// Show when masters changed, and why
+    History(shard::HistoryArgs),
     /// Show the agent at work on real caches, in a temporary directory
     Demo(demo::DemoArgs),
     /// Look at plugins
@@ -104,6 +120,13 @@ impl Verb {
             Verb::Status(args) => status::status(&args),
             Verb::Stop(args) => stop::stop(&args),
             Verb::Reload(args) => reload::reload(&args),
+            Verb::Shards(args) => shard::shards(&args),
+            Verb::Switchover(args) => shard::switchover(&args),
+            Verb::Failover(args) => shard::failover(&args),
+            Verb::Pause(args) => shard::pause(&args),
+            Verb::Resume(args) => shard::resume(&args),
+            Verb::Doctor(args) => shard::doctor(&args),
+            Verb::History(args) => shard::history(&args),
             Verb::Demo(args) => demo::demo(&args),
             Verb::Plugin(verb) => plugin::plugin(&verb),
         }

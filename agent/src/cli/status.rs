@@ -73,6 +73,7 @@ struct Status {
     agent: AgentPart,
     registry: RegistryPart,
     instances: Vec<InstancePart>,
+    shards: Vec<ShardPart>,
     parked: Vec<ParkedPart>,
     alerts: Vec<AlertPart>,
 }
@@ -125,6 +126,23 @@ struct FiguresPart {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct ShardPart {
+    id: String,
+    sentence: String,
+    state: Option<StatePart>,
+    hindrances: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StatePart {
+    master: String,
+    phase: String,
+    epoch: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct ParkedPart {
     engine: String,
     port: u16,
@@ -140,7 +158,7 @@ struct AlertPart {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Colour {
+pub(super) enum Colour {
     Bold,
     Red,
     Yellow,
@@ -148,7 +166,7 @@ enum Colour {
 }
 
 impl Colour {
-    fn paint(self, text: &str) -> String {
+    pub(super) fn paint(self, text: &str) -> String {
         let code = match self {
             Colour::Bold => "1",
             Colour::Red => "31",
@@ -168,6 +186,9 @@ impl Status {
         let mut text = format!("{}\n{}\n", self.agent.line(), self.registry.line());
         if !self.instances.is_empty() {
             text.push_str(&self.instance_table());
+        }
+        for shard in &self.shards {
+            let _ = writeln!(text, "{}", shard.line());
         }
         for parked in &self.parked {
             let line = format!("{} {} is parked: {}", parked.engine, parked.port, plain(&parked.why));
@@ -238,6 +259,24 @@ impl RegistryPart {
         let _ = write!(line, ", {} nodes, {} to write", self.nodes, self.behind);
         let colour = if self.is_up() { Colour::Green } else { Colour::Red };
         colour.paint(&plain(&line))
+    }
+}
+
+impl ShardPart {
+    fn line(&self) -> String {
+        let led = self.state.as_ref().filter(|state| state.phase == "done");
+        let (master, colour) = match led {
+            Some(state) if self.hindrances.is_empty() => (state.told(), Colour::Green),
+            Some(state) => (state.told(), Colour::Yellow),
+            None => ("no master".to_owned(), Colour::Red),
+        };
+        colour.paint(&plain(&format!("shard {}, {master}: {}", self.id, self.sentence)))
+    }
+}
+
+impl StatePart {
+    fn told(&self) -> String {
+        format!("master {}, epoch {}", self.master, self.epoch)
     }
 }
 
@@ -324,6 +363,8 @@ mod tests {
                  "why": "it\nreads \u{1b}[31mits data", "pid": 124, "restarts": 3, "last_repair_ms": 12.6,
                  "figures": null}
             ],
+            "shards": [{"id": "10.0.0.1:16379", "sentence": "it leads", "hindrances": [],
+                "state": {"epoch": 7, "master": "10.0.0.1:16379", "phase": "done"}}],
             "parked": [],
             "alerts": [{"key": "k", "severity": "critical", "state": "firing", "summary": "it hangs", "count": 4}]
         })
@@ -358,6 +399,7 @@ mod tests {
             lines[4].join(" "),
             "redis 10.0.0.1:16379 up (loading) 124 3 13 ms - - - - - it reads [31mits data"
         );
+        assert_eq!(lines[5].join(" "), "shard 10.0.0.1:16379, master 10.0.0.1:16379, epoch 7: it leads");
         assert_eq!(text.lines().last().unwrap(), "critical: it hangs (count 4)");
         assert!(!text.contains('\x1b'), "{text:?}");
     }

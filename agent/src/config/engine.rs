@@ -54,6 +54,7 @@ impl<'k> Section<'k> {
             registry_root: self.registry_root(reader),
             server_path: self.template(reader, &keys::SERVER_PATH, &[&["{ip}"]]),
             instance_path: self.template(reader, &keys::INSTANCE_PATH, &[&["{port}"], &["{ip}", "{server}"]]),
+            shards: None,
             raw: Vec::new(),
         };
         enabled.then(|| self.with_files(reader, settings))
@@ -101,9 +102,11 @@ impl<'k> Section<'k> {
                 Kind::Boolean => _ = reader.boolean(&slot),
                 Kind::Integer { .. } => _ = reader.integer::<i64>(&slot),
                 Kind::Seconds { .. } => _ = reader.seconds(&slot),
+                Kind::OptionalSeconds { .. } => _ = reader.optional_seconds(&slot),
                 Kind::Path | Kind::OptionalPath => _ = reader.optional_path(&slot),
                 Kind::Names => _ = reader.names(&slot),
                 Kind::Address => _ = reader.address(&slot),
+                Kind::Addresses => _ = reader.addresses(&slot),
                 Kind::Command => _ = reader.words(&slot),
                 // A password may be any bytes.
                 Kind::Secret => {}
@@ -124,20 +127,8 @@ impl<'k> Section<'k> {
     fn with_files(&self, reader: &mut Reader<'_>, mut settings: EngineSettings) -> EngineSettings {
         self.check_program(reader, &settings.program);
         self.check_port_file(reader, &settings.port_file);
-        self.check_peers(reader);
         settings.raw = self.raw(reader);
         settings
-    }
-
-    /// Who names peers expects masters to be switched, and must know that nobody does.
-    fn check_peers(&self, reader: &mut Reader<'_>) {
-        let slot = self.slot(&keys::PEERS);
-        if self.of.engine == "redis" && reader.names(&slot).is_some_and(|peers| !peers.is_empty()) {
-            reader.warning(
-                &slot,
-                "this version does not replicate or switch masters: every instance runs alone",
-            );
-        }
     }
 
     fn check_program(&self, reader: &mut Reader<'_>, program: &Path) {

@@ -39,12 +39,21 @@ pub enum Kind {
         /// The greatest, in seconds.
         max: f64,
     },
+    /// A duration, or nothing.
+    OptionalSeconds {
+        /// The least, in seconds.
+        min: f64,
+        /// The greatest, in seconds.
+        max: f64,
+    },
     /// A path from the root.
     Path,
     /// A path from the root, or nothing.
     OptionalPath,
     /// An IP address, or nothing.
     Address,
+    /// IP addresses, or none.
+    Addresses,
     /// A number of instances, or -1.
     Count,
     /// Spans of time.
@@ -78,9 +87,11 @@ impl Kind {
             Kind::Integer { min, max, unit: "" } => format!("a whole number from {min} to {max}"),
             Kind::Integer { min, max, unit } => format!("a whole number from {min} to {max} ({unit})"),
             Kind::Seconds { min, max } => format!("seconds from {min} to {max}, decimals allowed"),
+            Kind::OptionalSeconds { min, max } => format!("seconds from {min} to {max}, or nothing"),
             Kind::Path => "an absolute path".into(),
             Kind::OptionalPath => "an absolute path or nothing".into(),
             Kind::Address => "an IPv4 or IPv6 address or nothing".into(),
+            Kind::Addresses => "IPv4 or IPv6 addresses separated by commas or blanks, or nothing".into(),
             Kind::Count => "-1 (as many as fit) or a whole number from 0 to 65535".into(),
             Kind::Windows => "1 to 16 spans of 1 to 31536000 whole seconds, separated by commas".into(),
             Kind::Connect => "host:port,host:port[/chroot], none, or nothing".into(),
@@ -201,6 +212,8 @@ keys! {
         .ours("How long the event loop may stand still before the agent aborts and is started again; instances live on.");
     ZOO_SESSION_TIMEOUT = global("zoo_session_timeout", seconds(1.0, 3600.0), "30")
         .ours("The ZooKeeper session timeout that is asked for; the server has the last word.");
+    ZOO_TICK = global("zoo_tick", seconds(0.1, 60.0), "2")
+        .ours("ZooKeeper's `tickTime`, the grain of its session timeouts.");
     ZOO_AUTH = global("zoo_auth", Kind::Secret, "")
         .ours("`user:password` of ZooKeeper's digest scheme; nodes are then writable by it alone and readable by all.");
 
@@ -233,19 +246,32 @@ keys! {
     )
     .ours("An instance's node. `{port}` must stand in it, and `{ip}` or `{server}`.");
 
-    PEERS = redis("peers", Kind::Names, "").legacy("The hosts whose instances on the same port replicate with ours.");
+    PEERS = redis("peers", Kind::Addresses, "")
+        .legacy("The hosts whose instances on the same port replicate with ours; ours may be among them. Nothing: each instance is alone.");
     TIMEOUT = redis("timeout", seconds(0.1, DAY), "60")
-        .legacy("For how long an unconfirmed failure of a master must last before it is replaced.");
+        .legacy("With `redis_fencing` off, for how long an unconfirmed failure of a master must last before it is replaced. Also how long a new shard waits for members that are missing.");
     CHECK_MASTER_INTERVAL = redis("check_master_interval", whole(1, 1_000_000, "CheckIntervals"), "1")
-        .legacy("A master's role and health are checked every so many CheckIntervals.");
+        .legacy("A master's lease is checked at least every so many CheckIntervals.");
     GET_SLAVES_INTERVAL = redis("get_slaves_interval", whole(1, 1_000_000, "CheckIntervals"), "100")
-        .legacy("The list of replicas is refreshed every so many CheckIntervals.");
+        .legacy("Of no effect: the replicas are known at all times.");
+    REDIS_LEASE = redis("redis_lease", Kind::OptionalSeconds { min: 0.1, max: DAY }, "")
+        .ours("How long a master may go on after it last heard from ZooKeeper. Nothing: half of `zoo_session_timeout`.");
+    REDIS_FENCE_TIME = redis("redis_fence_time", seconds(0.1, 600.0), "3")
+        .ours("How long fencing a master may take.");
+    REDIS_FENCING = redis("redis_fencing", Kind::Boolean, "1")
+        .ours("Whether a master without a lease is stopped from taking writes.");
+    REDIS_FAILSAFE = redis("redis_failsafe", Kind::Boolean, "1")
+        .ours("Whether, without any ZooKeeper, a master that all members still follow goes on.");
+    REDIS_MAX_LAG = redis("redis_max_lag", whole(0, 1 << 50, "bytes"), "1048576")
+        .ours("A replica that is further behind is not promoted.");
+    REDIS_MIN_REPLICAS = redis("redis_min_replicas", whole(0, 255, "replicas"), "1")
+        .ours("A master that has fewer replicas takes writes only after ZooKeeper has recorded that it is alone; 0: it always does.");
     REDIS_CONF = redis("redis_conf", Kind::OptionalPath, "")
         .legacy("The configuration file that every instance starts from. `include` lines in it are followed.");
     REDIS_DIR = redis("redis_dir", Kind::OptionalPath, "")
         .ours("Where instances keep their data, each in a folder of its own. Nothing: `redis` in `state_dir`.");
     REDIS_PASSWORD = redis("redis_password", Kind::Secret, "")
-        .ours("The password for probes. Nothing: `requirepass` of `redis_conf`, if there is one.");
+        .ours("The password of probes, orders and replicas. Nothing: `requirepass` of `redis_conf`, if there is one.");
     REDIS_USERNAME = redis("redis_username", Kind::Text, "")
         .ours("The ACL user that logs in with `redis_password`. Nothing: redis's default user.");
     REDIS_RUN_AS = redis("redis_run_as", Kind::Text, "").ours("The user that instances run as. Nothing: the agent's own.");

@@ -15,7 +15,7 @@ use super::{
     keys,
     ports::{self, Planned},
     reader::{Reader, Slot},
-    registry,
+    registry, shards,
     sizing::{self, Plan, PlanFault},
 };
 
@@ -140,7 +140,7 @@ fn settings(reader: &mut Reader<'_>, engines: &[EngineKeys], options: &Options) 
     let state_dir = global::state_dir(reader);
     let found = engine_sections(reader, engines, &state_dir);
     _ = reader.names(&Slot::plain(&keys::PLUGIN_LOAD));
-    Settings {
+    let mut settings = Settings {
         file: reader.file.to_owned(),
         localip: global::localip(reader),
         group: reader.latin1_or_text(&Slot::plain(&keys::GROUP)).unwrap_or_default(),
@@ -156,7 +156,9 @@ fn settings(reader: &mut Reader<'_>, engines: &[EngineKeys], options: &Options) 
         log: global::log_settings(reader),
         alerts: global::alert_settings(reader),
         watchdog_limit: reader.seconds(&Slot::plain(&keys::WATCHDOG_LIMIT)).unwrap_or_default(),
-    }
+    };
+    shards::read(reader, engines, &mut settings);
+    settings
 }
 
 fn engine_sections(reader: &mut Reader<'_>, engines: &[EngineKeys], state_dir: &Path) -> Vec<EngineSettings> {

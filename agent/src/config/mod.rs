@@ -1,7 +1,7 @@
 //! The settings: from the legacy ini's bytes to typed values, and from memory to a plan of instances.
 //!
 //! `ini` reads a file as Python 2.7's RawConfigParser did, `keys` is the table of all keys, `legacy` turns them into
-//! [`Settings`] (with `global`, `engine`, `registry`, `args`, `ports`, `files` and `unknown` for their parts), `memory` and
+//! [`Settings`] (with `global`, `engine`, `shards`, `registry`, `args`, `ports`, `files` and `unknown` for their parts), `memory` and
 //! `sizing` turn memory into instances. Nothing here starts, connects or writes anything.
 
 mod args;
@@ -17,6 +17,7 @@ mod ports;
 mod problem;
 mod reader;
 mod registry;
+mod shards;
 pub mod sizing;
 mod unknown;
 mod values;
@@ -26,6 +27,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 pub use legacy::{Loaded, Options, PluginsWanted, load_with, plugins_wanted, read, refused};
 pub use memory::Memory;
 pub use problem::{ConfigError, Problem, Severity};
+
+use crate::core::ShardSettings;
 
 /// Megabytes as the ini means them: 1 MB is 1,048,576 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,6 +177,9 @@ pub struct EngineSettings {
     pub server_path: String,
     /// `instance_path`: template of an instance's node with `{server}`, `{root}`, `{ip}` and `{port}`.
     pub instance_path: String,
+    /// With whom its instances replicate, as the file has it: this host's own address may be among the peers. `None`:
+    /// each is alone.
+    pub shards: Option<ShardSettings>,
     /// Every key of the section as the plugin gets it: the name as in the file (folded to lower case), the value's
     /// bytes; for the keys whose files the plugin asked for, `NAME.content` holds the text.
     pub raw: Vec<(String, Vec<u8>)>,

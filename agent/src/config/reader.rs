@@ -162,10 +162,15 @@ impl<'a> Reader<'a> {
 
     pub(super) fn seconds(&mut self, slot: &Slot) -> Option<Duration> {
         let (min, max) = match slot.kind {
-            Kind::Seconds { min, max } => (min, max),
+            Kind::Seconds { min, max } | Kind::OptionalSeconds { min, max } => (min, max),
             _ => (0.0, f64::from(u32::MAX)),
         };
         self.of_kind(slot, |text| values::seconds(text, min, max))
+    }
+
+    /// Seconds, or `Some(None)` for nothing.
+    pub(super) fn optional_seconds(&mut self, slot: &Slot) -> Option<Option<Duration>> {
+        if self.text(slot)?.is_empty() { Some(None) } else { self.seconds(slot).map(Some) }
     }
 
     pub(super) fn count(&mut self, slot: &Slot) -> Option<Option<u32>> {
@@ -174,6 +179,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn address(&mut self, slot: &Slot) -> Option<Option<IpAddr>> {
         self.of_kind(slot, values::address)
+    }
+
+    pub(super) fn addresses(&mut self, slot: &Slot) -> Option<Vec<IpAddr>> {
+        self.parsed(slot, values::addresses)
     }
 
     pub(super) fn windows(&mut self, slot: &Slot) -> Option<Vec<Duration>> {

@@ -36,6 +36,24 @@ pub(super) fn address(text: &str) -> Option<Option<IpAddr>> {
     if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
 }
 
+/// Addresses of hosts, each once; the error is what was expected.
+pub(super) fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    for part in text.split([',', ' ', '\t', '\n']).filter(|part| !part.is_empty()) {
+        let Ok(address) = part.parse::<IpAddr>() else {
+            return Err(format!("IPv4 or IPv6 addresses, which {part:?} is not: names are not looked up"));
+        };
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(format!("addresses by which hosts are reached, which {address} is not"));
+        }
+        if found.contains(&address) {
+            return Err(format!("each address once, and {address} stands there twice"));
+        }
+        found.push(address);
+    }
+    Ok(found)
+}
+
 /// Windows in the file's order.
 pub(super) fn windows(text: &str) -> Option<Vec<Duration>> {
     let one = |part: &str| integer(part.trim(), 1, 31_536_000).and_then(|n| u64::try_from(n).ok());
@@ -107,6 +125,28 @@ mod tests {
         assert_eq!(["", "60,", "0", "60;3600", "1.5"].map(windows), [const { None }; 5]);
         assert_eq!(names("a, b"), Some(vec!["a".into(), "b".into()]));
         assert_eq!((names(""), names("a,,b"), names("a b")), (Some(Vec::new()), None, None));
+    }
+
+    #[test]
+    fn addresses_are_of_hosts_and_each_stands_once() {
+        let told =
+            |text: &str| addresses(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(
+            told("10.0.0.2,10.0.0.3 2001:db8::1 ,"),
+            Ok(vec!["10.0.0.2".into(), "10.0.0.3".into(), "2001:db8::1".into()])
+        );
+        assert_eq!(told(""), Ok(Vec::new()));
+        for (text, why) in [
+            ("10.0.0.2, db2", "IPv4 or IPv6 addresses, which \"db2\" is not: names are not looked up"),
+            (
+                "10.0.0.2:16379",
+                "IPv4 or IPv6 addresses, which \"10.0.0.2:16379\" is not: names are not looked up",
+            ),
+            ("::1 0:0::1", "each address once, and ::1 stands there twice"),
+            ("0.0.0.0", "addresses by which hosts are reached, which 0.0.0.0 is not"),
+        ] {
+            assert_eq!(told(text), Err(why.to_owned()), "{text}");
+        }
     }
 
     #[test]

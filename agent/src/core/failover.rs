@@ -38,6 +38,9 @@ use crate::shell::registry::{Answer, Request, SessionFacts};
 /// this port of its own host. It is a read-only replica then, on every version of redis, and keeps its data.
 pub const NOWHERE: (&str, u16) = ("127.0.0.1", 1);
 
+/// A fence lasts this long and is renewed in time.
+pub const FENCE_FOR: Duration = Duration::from_secs(3600);
+
 /// What a member needs to know of its shard and host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardPlan {

@@ -10,7 +10,9 @@ use super::{
     Action, EngineId, EnginePlan, Event, HostPlan, InstanceId, InstanceReport, NotStarted, Now,
     alert::{Alert, AlertBook, Severity},
     desired,
+    failover::{Input, Life, ShardReport, Wish},
     instance::{Context, Instance, State, later},
+    shards::{Means, Shards},
     stats::{HostFigures, InstanceStats},
     storm::StormGuard,
 };
@@ -56,6 +58,7 @@ pub struct Core {
     instances: BTreeMap<InstanceId, Instance>,
     alerts: AlertBook,
     storm: StormGuard,
+    shards: Shards,
     started: Now,
     ordinal: u32,
     /// How many instances count among the host's, as of the last tick.
@@ -81,6 +84,7 @@ impl Core {
             engines: Vec::new(),
             instances: BTreeMap::new(),
             storm: StormGuard::default(),
+            shards: Shards::default(),
             started: now,
             ordinal: 0,
             total: 0,
@@ -117,9 +121,76 @@ impl Core {
             Event::TroubleOver { key, summary } => {
                 actions.extend(self.alerts.resolve(now.unix_ms, &key, &summary).map(Action::Alert));
             }
+            Event::Session(facts) => {
+                self.with_shards(now, &mut actions, |shards, means| shards.session(facts, means))
+            }
+            Event::Ordered { id, ordered } => self.with_shards(now, &mut actions, |shards, means| {
+                shards.give(id, Input::Ordered(ordered), means);
+            }),
+            Event::Fencer { id, armed } => self.with_shards(now, &mut actions, |shards, means| {
+                shards.give(id, Input::Fencer(armed), means);
+            }),
             event => self.instance(event, now, &mut actions),
         }
+        for action in &mut actions {
+            match action {
+                Action::Start { id, follow, .. } => *follow = self.shards.start_as(*id),
+                Action::Publish(changes) => self.note_published(changes),
+                _ => {}
+            }
+        }
         actions
+    }
+
+    /// Whether the agent's end leaves the instances running.
+    pub fn keeps_instances(&self) -> bool {
+        self.instances.values().any(|i| !matches!(i.state, State::Stopped | State::Stopping { .. }))
+    }
+
+    /// What the members of shards are and know.
+    pub fn shards(&self, now: Now) -> Vec<ShardReport> {
+        self.shards.reports(now)
+    }
+
+    /// Takes an operator's wish for a shard, named by its id, a member's address or the port of an instance of this host.
+    /// What comes of an accepted wish is told by the shard's `outcome`.
+    pub fn wish(&mut self, now: Now, shard: &str, wish: Wish) -> (Result<(), String>, Vec<Action>) {
+        let mut actions = Vec::new();
+        let outcome = self.with_shards(now, &mut actions, |shards, means| shards.wish(shard, wish, means));
+        (outcome, actions)
+    }
+
+    fn with_shards<R>(
+        &mut self,
+        now: Now,
+        actions: &mut Vec<Action>,
+        f: impl FnOnce(&mut Shards, &mut Means<'_>) -> R,
+    ) -> R {
+        f(&mut self.shards, &mut Means { now, actions, alerts: &mut self.alerts })
+    }
+
+    /// What the members hear of their servers' processes.
+    fn tell_life(&mut self, id: InstanceId, now: Now, actions: &mut Vec<Action>) {
+        let life = match self.instances.get(&id) {
+            Some(i) => match (i.state, i.pid) {
+                (State::Up { .. } | State::Suspect { .. }, Some(_)) => Life::Up,
+                // On its way out, but not dead.
+                (State::Killed { .. } | State::Stopping { .. }, Some(_)) => return,
+                (_, Some(_)) => Life::Started,
+                (_, None) => Life::Dead,
+            },
+            None => Life::Dead,
+        };
+        self.with_shards(now, actions, |shards, means| shards.life(id, life, means));
+    }
+
+    fn configure_shards(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let Core { shards, alerts, instances, engines, plan, .. } = self;
+        let wanted = instances.values().filter(|i| !i.surplus && i.state != State::Parked);
+        let of =
+            |i: &Instance| engines.get(usize::from(i.id.engine.0)).and_then(|engine| engine.plan.as_ref());
+        let mut means = Means { now, actions, alerts };
+        shards.configure(wanted.map(|i| (i.id, of(i))), &plan.identity, &mut means);
     }
 
     /// When [`Core::step`] wants an [`Event::Tick`] although nothing happened.
@@ -133,7 +204,8 @@ impl Core {
             infos.chain(self.next_host_info)
         });
         let instances = self.instances.values().filter_map(Instance::next_deadline);
-        own.into_iter().flatten().chain(figures.into_iter().flatten()).chain(instances).min()
+        let own = own.into_iter().chain([self.shards.next_deadline()]);
+        own.flatten().chain(figures.into_iter().flatten()).chain(instances).min()
     }
 
     /// An engine's name.
@@ -179,6 +251,7 @@ impl Core {
     }
 
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.with_shards(now, actions, |shards, means| shards.tick(means));
         let due: Vec<InstanceId> = self
             .instances
             .iter()
@@ -250,6 +323,7 @@ impl Core {
         if instance.dirty && self.publish_at.is_none() {
             self.publish_at = Some(now.at + PUBLISH_PAUSE);
         }
+        self.tell_life(id, now, actions);
         Some(result)
     }
 
@@ -291,6 +365,7 @@ impl Core {
             actions.push(Action::Forget { id: *id });
         }
         if !stopped.is_empty() {
+            self.configure_shards(now, actions);
             let engines: BTreeSet<EngineId> = stopped.iter().map(|id| id.engine).collect();
             engines.into_iter().for_each(|engine| self.write_ports(engine, actions));
             self.prune(now, actions);
@@ -401,6 +476,7 @@ impl Core {
             self.add(engine, port, &plan, true, now);
         }
         self.write_ports(engine, actions);
+        self.configure_shards(now, actions);
         self.start_planned(engine, now, actions);
         self.tell_ports(engine, now, actions);
     }
@@ -473,6 +549,7 @@ impl Core {
             self.add(id.engine, port, &plan, false, now);
         }
         self.write_ports(id.engine, actions);
+        self.configure_shards(now, actions);
         self.start_planned(id.engine, now, actions);
         self.tell_ports(id.engine, now, actions);
         self.prune(now, actions);
@@ -509,6 +586,7 @@ impl Core {
     // The registry
 
     fn registry(&mut self, news: RegistryEvent, now: Now, actions: &mut Vec<Action>) {
+        self.with_shards(now, actions, |shards, means| shards.registry(&news, means));
         let t = now.unix_ms;
         let alert = match news {
             RegistryEvent::Connected { server, .. } => {
@@ -588,14 +666,18 @@ impl Core {
         self.put(changes, actions);
     }
 
-    fn put(&mut self, changes: Vec<Change>, actions: &mut Vec<Action>) {
-        for change in &changes {
+    fn note_published(&mut self, changes: &[Change]) {
+        for change in changes {
             if let Change::Put { path, .. } = change
                 && !self.published.contains(path)
             {
                 self.published.insert(path.clone());
             }
         }
+    }
+
+    fn put(&mut self, changes: Vec<Change>, actions: &mut Vec<Action>) {
+        self.note_published(&changes);
         if !changes.is_empty() {
             actions.push(Action::Publish(changes));
         }
@@ -612,7 +694,7 @@ impl Core {
             let plan = self.engines.get(usize::from(i.id.engine.0))?.plan.as_ref()?;
             Some(with_info(desired::instance_path(plan, i.id.port)))
         });
-        hosts.chain(instances.flatten()).flatten().collect()
+        hosts.chain(instances.flatten()).flatten().chain(self.shards.paths()).collect()
     }
 
     /// Removes what was published and is not to be there any more. A node above one that stays is left as its parent.

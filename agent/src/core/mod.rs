@@ -9,6 +9,7 @@ mod desired;
 pub mod failover;
 mod host;
 mod instance;
+mod shards;
 pub mod stats;
 mod storm;
 #[cfg(test)]
@@ -205,6 +206,10 @@ pub enum Outcome {
         /// Why.
         why: String,
     },
+    /// An order was carried out; with what it says of itself where that was asked.
+    Obeyed(Option<Box<failover::View>>),
+    /// The server's version does not know the order.
+    Unsupported,
     /// The backend could not make sense of it, or failed itself.
     Failed {
         /// Why.

@@ -3,6 +3,7 @@
 //! This file is the bench: plans, servers that answer as they are told, and what was done. The tests are in the files
 //! below it.
 
+mod alerts;
 mod end;
 mod hang;
 mod plan;

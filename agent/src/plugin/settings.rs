@@ -15,6 +15,8 @@ pub struct Instance<'a> {
     pub port: u16,
     /// The agent's directory for state.
     pub state_dir: &'a Path,
+    /// As whose replica it is started, for a member of a shard.
+    pub follow: Option<&'a (String, u16)>,
 }
 
 /// The settings for [`Plugin::create`](super::Plugin::create): the keys of the section as they stand, then the host's
@@ -31,6 +33,9 @@ pub fn of_instance(engine: &EngineSettings, instance: Instance<'_>) -> Vec<(Stri
     // Told even where it is not set, so that no key of the section can stand in for it.
     tell("bind", engine.bind.map(|bind| bind.to_string()).unwrap_or_default().as_bytes());
     tell("state_dir", instance.state_dir.as_os_str().as_bytes());
+    if let Some((host, port)) = instance.follow {
+        tell("replicaof", format!("{host} {port}").as_bytes());
+    }
     settings
 }
 
@@ -54,6 +59,7 @@ mod tests {
             registry_root: "/ycache".to_owned(),
             server_path: String::new(),
             instance_path: String::new(),
+            shards: None,
             raw: vec![("mc_args".to_owned(), b"-u \xff".to_vec()), ("port".to_owned(), b"1".to_vec())],
         };
         let instance = Instance {
@@ -61,6 +67,7 @@ mod tests {
             host: [10, 0, 0, 1].into(),
             port: 11221,
             state_dir: Path::new("/var/lib/yagent"),
+            follow: None,
         };
         let settings = of_instance(&engine, instance);
         let last = |name: &str| {

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(1);
 
 /// What a client asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase")]
 pub enum Request {
     /// What is there and how it is.
@@ -43,6 +43,52 @@ pub enum Request {
     },
     /// Read the settings again.
     Reload,
+    /// The shards that this host has a member of.
+    Shards {
+        /// Only the one with this id.
+        #[serde(default)]
+        shard: Option<String>,
+    },
+    /// A planned change of a shard's master.
+    Switchover {
+        /// The shard's id.
+        shard: String,
+        /// The member that is to lead; without it, the best one.
+        #[serde(default)]
+        to: Option<String>,
+        /// Names the wish.
+        id: String,
+    },
+    /// A forced change of a shard's master.
+    Failover {
+        /// The shard's id.
+        shard: String,
+        /// The member that is to lead; without it, the best one.
+        #[serde(default)]
+        to: Option<String>,
+        /// Names the wish.
+        id: String,
+    },
+    /// No change of a shard's master for a while.
+    Pause {
+        /// The shard's id.
+        shard: String,
+        /// How long, in milliseconds.
+        for_ms: u64,
+        /// Why.
+        reason: String,
+        /// Only this host's member is not promoted.
+        #[serde(default)]
+        host: bool,
+    },
+    /// The end of a pause.
+    Resume {
+        /// The shard's id.
+        shard: String,
+        /// Of this host's member.
+        #[serde(default)]
+        host: bool,
+    },
 }
 
 #[derive(Debug)]

@@ -20,12 +20,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use super::{
     alerts::{self, AlertSender, InFlight, Origin},
     control::{Control, Request},
-    exchange::Line,
+    exchange::{Line, Matter},
+    fencer::Fencer,
     logging::LogHandle,
     notify::Notifier,
+    orders::Orders,
     poll::{Poll, Ready, Source, Token},
     process::{Job, Report, Spawner, Start, check_users, evidence, unattended},
-    registry::Registry,
+    registry::{Registry, SessionFacts},
     signals::Signals,
     status,
     waker::Waker,
@@ -35,7 +37,7 @@ use crate::{
     config::{EngineSettings, Settings},
     core::{
         Action, Core, EngineId, Event, HostPlan, InstanceId, NotStarted, Now, Outcome, Pid, Talk,
-        alert::Severity,
+        alert::Severity, failover::Wish,
     },
     plugin::{
         Backend, Plugin, StartPlan,
@@ -128,6 +130,9 @@ pub struct EventLoop {
     reloading: Option<Vec<Token>>,
     events: VecDeque<Event>,
     lines: HashMap<InstanceId, Line>,
+    orders: Orders,
+    /// What the core was told of the session last.
+    session: Option<SessionFacts>,
     processes: HashMap<InstanceId, Process>,
     signals: Signals,
     activities: Activities,
@@ -178,6 +183,8 @@ impl EventLoop {
         let core = Core::new(started, loaded.plan.clone());
         let mut events = quarantine_news(&HashMap::new(), &loaded.quarantined);
         events.extend(first_events(&loaded.settings, loaded.plan));
+        let program = std::env::current_exe().unwrap_or_default();
+        let fencer = Fencer::new(loaded.settings.state_dir.clone(), program);
         Ok(EventLoop {
             core,
             host,
@@ -189,6 +196,8 @@ impl EventLoop {
             reloads: mpsc::channel(),
             reloading: None,
             lines: HashMap::new(),
+            orders: Orders::new(fencer),
+            session: None,
             processes: HashMap::new(),
             signals,
             activities: Activities {
@@ -244,7 +253,12 @@ impl EventLoop {
     /// How long there is nothing to do if nothing happens.
     fn patience(&self) -> Duration {
         let now = Instant::now();
-        let deadlines = [self.core.next_deadline(), self.control.next_deadline(), self.closing];
+        let deadlines = [
+            self.core.next_deadline(),
+            self.control.next_deadline(),
+            self.orders.next_deadline(),
+            self.closing,
+        ];
         let next = deadlines.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
         let longest = self.watchdog.longest_wait().unwrap_or(WAIT_AT_MOST).min(WAIT_AT_MOST);
         next.unwrap_or(longest).min(longest)
@@ -264,6 +278,11 @@ impl EventLoop {
             Source::Control => self.serve(ready),
             Source::Process(id) => self.process_ended(id),
             Source::Link(id) => self.link_ready(id, ready),
+            Source::OrderLink(id) => {
+                self.watchdog.beat(self.activities.talks);
+                self.orders.ready(&mut self.poll, id, ready);
+            }
+            Source::Fencer => self.orders.fencer_ready(&mut self.poll, ready),
         }
     }
 
@@ -272,6 +291,7 @@ impl EventLoop {
         while let Some(report) = self.spawner.report() {
             self.spawned(report);
         }
+        self.hear_session();
         while let Some(event) = self.registry.event() {
             self.events.push_back(Event::Registry(event));
         }
@@ -301,13 +321,14 @@ impl EventLoop {
         if let Some(line) = self.lines.get_mut(&id) {
             line.hang_up(&mut self.poll);
         }
+        self.orders.process(&mut self.poll, id, None);
         self.events.push_back(Event::Exited { id, how });
     }
 
     fn link_ready(&mut self, id: InstanceId, ready: Ready) {
         self.watchdog.beat(self.activities.talks);
         let Some(line) = self.lines.get_mut(&id) else { return };
-        if let Some((talk, outcome)) = line.ready(&mut self.poll, ready, Instant::now()) {
+        if let Some((Matter::Talk(talk), outcome)) = line.ready(&mut self.poll, ready, Instant::now()) {
             self.ended(id, talk, outcome);
         }
     }
@@ -350,6 +371,7 @@ impl EventLoop {
     fn watch(&mut self, id: InstanceId, pid: Pid, pidfd: OwnedFd) -> io::Result<()> {
         let token = self.poll.add(&pidfd, Source::Process(id), false)?;
         self.processes.insert(id, Process { pid, pidfd, token });
+        self.orders.process(&mut self.poll, id, Some(pid));
         Ok(())
     }
 
@@ -358,13 +380,26 @@ impl EventLoop {
     /// Lets the core decide on all that happened, then on what is due, until nothing is left.
     fn decide(&mut self) {
         loop {
+            self.hear_session();
+            while let Some(event) = self.orders.event() {
+                self.events.push_back(event);
+            }
             while let Some(event) = self.events.pop_front() {
                 self.step(event);
             }
             self.step(Event::Tick);
-            if self.events.is_empty() {
+            if self.events.is_empty() && self.orders.is_quiet() {
                 return;
             }
+        }
+    }
+
+    /// The lease counts from what the session heard last: it is known before anything else is decided.
+    fn hear_session(&mut self) {
+        let facts = self.registry.facts();
+        if facts != self.session {
+            self.session.clone_from(&facts);
+            self.events.push_front(Event::Session(facts));
         }
     }
 
@@ -379,8 +414,8 @@ impl EventLoop {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Start { id, known, follow: _ } => self.start(id, known, false),
-            Action::Adopt { id } => self.start(id, false, true),
+            Action::Start { id, known, follow } => self.start(id, known, false, follow),
+            Action::Adopt { id } => self.start(id, false, true, None),
             Action::Terminate { id } => {
                 self.signal(id, Signal::TERM);
                 // A stopped process would not get it.
@@ -389,7 +424,11 @@ impl EventLoop {
             Action::Kill { id } => self.signal(id, Signal::KILL),
             Action::Converse { id, talk, deadline } => self.converse(id, talk, deadline),
             Action::Expire { id, talk } => self.expire(id, talk),
-            Action::Order { .. } | Action::Lease { .. } => {}
+            Action::Order { id, order, deadline } => {
+                self.watchdog.beat(self.activities.talks);
+                self.orders.order(&mut self.poll, id, order, deadline);
+            }
+            Action::Lease { id, until } => self.orders.lease(id, until),
             Action::Request { token, request } => self.registry.request(token, request),
             Action::AskLastWords { id } => {
                 self.spawner.submit(Job::LastWords(id, self.core.engine_name(id.engine).to_owned()));
@@ -410,7 +449,7 @@ impl EventLoop {
     }
 
     /// Makes a new line for the instance and hands the rest to the spawner.
-    fn start(&mut self, id: InstanceId, known: bool, adopt_only: bool) {
+    fn start(&mut self, id: InstanceId, known: bool, adopt_only: bool, follow: Option<(String, u16)>) {
         // One that nobody looked after may be there already.
         if let Some(process) = self.processes.remove(&id) {
             self.poll.remove(process.pidfd, process.token);
@@ -421,9 +460,10 @@ impl EventLoop {
         if let Some(start) = self.unattended(id) {
             return self.spawner.submit(Job::Start(Box::new(start)));
         }
-        match self.prepare(id) {
-            Ok((line, bind, plan)) => {
+        match self.prepare(id, follow.as_ref()) {
+            Ok((line, orders, bind, plan)) => {
                 self.lines.insert(id, line);
+                self.open_orders(id, orders);
                 let engine = self.core.engine_name(id.engine).to_owned();
                 let start = Start { id, engine, bind, known, adopt_only, plan };
                 self.spawner.submit(Job::Start(Box::new(start)));
@@ -441,12 +481,36 @@ impl EventLoop {
         Some(Start { id, engine: name, bind, known: true, adopt_only: true, plan })
     }
 
-    fn prepare(&self, id: InstanceId) -> Result<(Line, Option<IpAddr>, StartPlan), String> {
+    /// Members of shards have a line for orders beside the one for probes.
+    fn open_orders(&mut self, id: InstanceId, line: Option<(Line, SocketAddr)>) {
+        let shards = self.engine(id.engine).and_then(|engine| engine.shards.as_ref());
+        match (line, shards.map(|shards| shards.timing.fence)) {
+            (Some((line, address)), Some(within)) => {
+                let key = format!("{}:{}", self.core.engine_name(id.engine), id.port);
+                self.orders.open(&mut self.poll, id, key, line, address, within);
+            }
+            _ => self.orders.close(&mut self.poll, id),
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "what a start needs, taken apart at once")]
+    fn prepare(
+        &self,
+        id: InstanceId,
+        follow: Option<&(String, u16)>,
+    ) -> Result<(Line, Option<(Line, SocketAddr)>, Option<IpAddr>, StartPlan), String> {
         let engine = self.engine(id.engine).ok_or("its engine is no longer configured")?;
         let plugin = self.plugins.get(&engine.engine).ok_or("its plugin is not loaded")?;
-        let (backend, plan) = make_backend(plugin, engine, &self.settings, id.port, self.host)?;
-        let address = connect_address(&plan, engine.bind)?;
-        Ok((Line::new(id, SocketAddr::new(address, id.port), backend), engine.bind, plan))
+        let (backend, plan) = make_backend(plugin, engine, &self.settings, id.port, self.host, follow)?;
+        let address = SocketAddr::new(connect_address(&plan, engine.bind)?, id.port);
+        let orders = match follow {
+            Some(_) => {
+                let (backend, _) = make_backend(plugin, engine, &self.settings, id.port, self.host, follow)?;
+                Some((Line::new(Source::OrderLink(id), address, backend), address))
+            }
+            None => None,
+        };
+        Ok((Line::new(Source::Link(id), address, backend), orders, engine.bind, plan))
     }
 
     fn signal(&mut self, id: InstanceId, signal: Signal) {
@@ -461,7 +525,7 @@ impl EventLoop {
     fn converse(&mut self, id: InstanceId, talk: Talk, deadline: Instant) {
         self.watchdog.beat(self.activities.talks);
         let outcome = match self.lines.get_mut(&id) {
-            Some(line) => line.begin(&mut self.poll, talk, Instant::now(), deadline),
+            Some(line) => line.begin(&mut self.poll, Matter::Talk(talk), Instant::now(), deadline),
             None => Some(Outcome::Failed { why: "nothing leads to it".to_owned() }),
         };
         if let Some(outcome) = outcome {
@@ -483,6 +547,7 @@ impl EventLoop {
         if let Some(process) = self.processes.remove(&id) {
             self.poll.remove(process.pidfd, process.token);
         }
+        self.orders.close(&mut self.poll, id);
         self.spawner.submit(Job::Forget(id, self.core.engine_name(id.engine).to_owned()));
     }
 
@@ -497,7 +562,13 @@ impl EventLoop {
         for line in self.lines.values_mut() {
             line.hang_up(&mut self.poll);
         }
-        self.registry.close();
+        // An agent that ends alone is started again soon: the locks of its shards' masters are left to the session's
+        // timeout, for the next run to take over.
+        if self.core.keeps_instances() && !self.core.shards(now()).is_empty() {
+            self.registry.leave();
+        } else {
+            self.registry.close();
+        }
         self.closing = Some(Instant::now() + CLOSE_LIMIT);
     }
 
@@ -598,9 +669,27 @@ impl EventLoop {
                 self.control.wait(ready.token);
                 return self.reload(Some(ready.token));
             }
+            Ok(Request::Shards { shard }) => status::shards(&self.core, now(), shard.as_deref()),
+            Ok(Request::Switchover { shard, to, id }) => self.wish(&shard, Wish::Switchover { to, id }),
+            Ok(Request::Failover { shard, to, id }) => self.wish(&shard, Wish::Force { to, id }),
+            Ok(Request::Pause { shard, for_ms, reason, host }) => {
+                self.wish(&shard, Wish::Pause { long: Duration::from_millis(for_ms), reason, host })
+            }
+            Ok(Request::Resume { shard, host }) => self.wish(&shard, Wish::Resume { host }),
             Err(why) => serde_json::json!({"ok": false, "message": why}).to_string(),
         };
         self.control.answer(&mut self.poll, ready.token, Instant::now(), answer);
+    }
+
+    /// What an operator wishes of a shard: its member here refuses it, or sees to it.
+    fn wish(&mut self, shard: &str, wish: Wish) -> String {
+        log::info!("a control client wishes of shard {shard}: {wish:?}");
+        let (taken, actions) = self.core.wish(now(), shard, wish);
+        for action in actions {
+            self.act(action);
+        }
+        let (ok, message) = taken.map_or_else(|why| (false, why), |()| (true, "the shard has it".to_owned()));
+        serde_json::json!({"ok": ok, "message": message}).to_string()
     }
 
     fn status(&self) -> String {
@@ -614,7 +703,7 @@ impl EventLoop {
             rss_bytes: status::resident(),
             log_dropped: self.log.dropped(),
         };
-        status::report(agent, self.registry.status(), &self.core)
+        status::report(agent, self.registry.status(), &self.core, now())
     }
 
     // What comes round
@@ -622,6 +711,7 @@ impl EventLoop {
     fn housekeeping(&mut self) {
         let at = Instant::now();
         self.control.tick(&mut self.poll, at);
+        self.orders.tick(&mut self.poll, at);
         if at >= self.next_notify {
             let interval = self.notifier.watchdog_interval().unwrap_or(WAIT_AT_MOST);
             self.next_notify = at + interval.min(WAIT_AT_MOST);
@@ -708,9 +798,10 @@ pub fn make_backend(
     settings: &Settings,
     port: u16,
     host: IpAddr,
+    follow: Option<&(String, u16)>,
 ) -> Result<(Backend, StartPlan), String> {
     let index = u32::from(port.saturating_sub(engine.port) / engine.port_step.max(1));
-    let instance = Instance { index, host, port, state_dir: &settings.state_dir };
+    let instance = Instance { index, host, port, state_dir: &settings.state_dir, follow };
     let mut backend = plugin.create(&of_instance(engine, instance)).map_err(|e| e.to_string())?;
     let plan = backend.start().map_err(|e| e.to_string())?;
     Ok((backend, plan))
@@ -726,7 +817,7 @@ pub fn check_engine(
     settings: &Settings,
     host: IpAddr,
 ) -> Result<(), String> {
-    let (_, plan) = make_backend(plugin, engine, settings, engine.port, host)?;
+    let (_, plan) = make_backend(plugin, engine, settings, engine.port, host, None)?;
     connect_address(&plan, engine.bind)?;
     check_users(&plan)
 }

@@ -7,7 +7,7 @@
 use std::{
     io::{self, Write},
     net::{SocketAddr, TcpStream},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -17,7 +17,10 @@ use rustix::{
 
 use super::poll::{Poll, Ready, Source, Token};
 use crate::{
-    core::{InstanceId, Others, Outcome, ProcessState, Sample, Talk},
+    core::{
+        Others, Outcome, ProcessState, Sample, Talk,
+        failover::{Order, Replica, Role, View},
+    },
     plugin::{Backend, Event, Hook, Reply, Step},
 };
 
@@ -25,8 +28,54 @@ use crate::{
 const REPLY_AT_MOST: usize = 1 << 20;
 /// How much is read in one go.
 const READ_AT_ONCE: usize = 16 * 1024;
-/// The argument that asks a probe to end what keeps the engine busy.
-const UNSTICK: (&str, &str) = ("unstick", "1");
+
+/// What a conversation is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Matter {
+    /// A probe or a sample.
+    Talk(Talk),
+    /// An order of a failover.
+    Order(Order),
+    /// A fence of a millisecond on a connection of its own: how the server answers is kept for the fencer.
+    Rehearsal,
+}
+
+impl Matter {
+    fn hook(&self) -> Hook {
+        match self {
+            Matter::Talk(Talk::Sample) => Hook::Stats,
+            Matter::Talk(_) => Hook::Probe,
+            Matter::Order(Order::Inspect) => Hook::Inspect,
+            Matter::Order(Order::Promote) => Hook::Promote,
+            Matter::Order(Order::Follow { .. }) => Hook::Follow,
+            Matter::Order(Order::Fence { .. }) | Matter::Rehearsal => Hook::Fence,
+            Matter::Order(Order::Unfence { .. }) => Hook::Unfence,
+        }
+    }
+
+    /// The hook's arguments, as the contract names them.
+    fn args(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Matter::Talk(Talk::Unstick) => vec![("unstick", "1".to_owned())],
+            Matter::Order(Order::Follow { host, port, drop_clients }) => {
+                let mut args = vec![("host", host.clone()), ("port", port.to_string())];
+                args.extend(drop_clients.then(|| ("drop_clients", "1".to_owned())));
+                args
+            }
+            Matter::Order(Order::Fence { long }) => vec![("ms", long.as_millis().to_string())],
+            Matter::Order(Order::Unfence { min_replicas }) => {
+                vec![("min_replicas", min_replicas.to_string())]
+            }
+            Matter::Rehearsal => vec![("ms", "1".to_owned())],
+            Matter::Talk(_) | Matter::Order(_) => Vec::new(),
+        }
+    }
+
+    /// Whether it has a connection of its own.
+    fn is_apart(&self) -> bool {
+        matches!(self, Matter::Talk(Talk::Full) | Matter::Rehearsal)
+    }
+}
 
 #[derive(Debug)]
 struct Link {
@@ -37,7 +86,7 @@ struct Link {
 
 #[derive(Debug)]
 struct Exchange {
-    talk: Talk,
+    matter: Matter,
     deadline: Instant,
     /// On the kept connection, and this was used before.
     reused: bool,
@@ -50,7 +99,7 @@ struct Exchange {
 /// What leads to one instance.
 #[derive(Debug)]
 pub struct Line {
-    id: InstanceId,
+    source: Source,
     address: SocketAddr,
     /// The instance's backend.
     pub backend: Backend,
@@ -58,6 +107,8 @@ pub struct Line {
     own: Option<Link>,
     exchange: Option<Exchange>,
     reply: Reply,
+    /// What the server answered to the last rehearsal.
+    rehearsed: Vec<u8>,
 }
 
 /// What ends or goes on.
@@ -67,47 +118,78 @@ enum Progress {
 }
 
 impl Line {
-    /// A line to an instance that nothing is connected to yet.
-    pub fn new(id: InstanceId, address: SocketAddr, backend: Backend) -> Line {
-        Line { id, address, backend, kept: None, own: None, exchange: None, reply: Reply::default() }
+    /// A line to an instance, known to the epoll as `source`, that nothing is connected to yet.
+    pub fn new(source: Source, address: SocketAddr, backend: Backend) -> Line {
+        Line {
+            source,
+            address,
+            backend,
+            kept: None,
+            own: None,
+            exchange: None,
+            reply: Reply::default(),
+            rehearsed: Vec::new(),
+        }
     }
 
     /// Begins a conversation, ending one that is under way. `Some`: it ended at once.
-    pub fn begin(&mut self, poll: &mut Poll, talk: Talk, now: Instant, deadline: Instant) -> Option<Outcome> {
+    pub fn begin(
+        &mut self,
+        poll: &mut Poll,
+        matter: Matter,
+        now: Instant,
+        deadline: Instant,
+    ) -> Option<Outcome> {
         if self.exchange.is_some() {
             self.cancel(poll, now);
         }
-        let reused = talk != Talk::Full && self.kept.is_some();
+        let reused = !matter.is_apart() && self.kept.is_some();
         let (received, outgoing) = (Vec::new(), Vec::new());
-        self.exchange = Some(Exchange { talk, deadline, reused, received, outgoing });
+        self.exchange = Some(Exchange { matter, deadline, reused, received, outgoing });
         let progress = self.open(poll, now);
         self.settle(poll, progress)
     }
 
     /// Moves on with what is ready. `Some`: the conversation ended.
-    pub fn ready(&mut self, poll: &mut Poll, ready: Ready, now: Instant) -> Option<(Talk, Outcome)> {
-        let talk = self.exchange.as_ref().map(|exchange| exchange.talk);
+    pub fn ready(&mut self, poll: &mut Poll, ready: Ready, now: Instant) -> Option<(Matter, Outcome)> {
+        let matter = self.exchange.as_ref().map(|exchange| exchange.matter.clone());
         let idle = self.kept.as_ref().is_some_and(|link| link.token == ready.token)
-            && talk.is_none_or(|talk| talk == Talk::Full);
+            && matter.as_ref().is_none_or(Matter::is_apart);
         if idle {
             // Nothing is expected here: the server closed the connection or talks nonsense.
             drop_link(&mut self.kept, poll);
             return None;
         }
-        let talk = talk?;
+        let matter = matter?;
         let progress = self.advance(poll, ready, now);
-        self.settle(poll, progress).map(|outcome| (talk, outcome))
+        self.settle(poll, progress).map(|outcome| (matter, outcome))
     }
 
     /// Ends the conversation because its deadline passed; which one it was and what to call the miss.
-    pub fn expire(&mut self, poll: &mut Poll, now: Instant) -> Option<(Talk, String)> {
+    pub fn expire(&mut self, poll: &mut Poll, now: Instant) -> Option<(Matter, String)> {
         let exchange = self.exchange.as_ref()?;
-        let (talk, heard) = (exchange.talk, exchange.received.len());
+        let (matter, heard) = (exchange.matter.clone(), exchange.received.len());
         let _ = self.step(Event::Timeout, now);
         self.hang_up(poll);
         let what =
             if heard == 0 { "no answer".to_owned() } else { format!("only {heard} bytes of an answer") };
-        Some((talk, what))
+        Some((matter, what))
+    }
+
+    /// The bytes of a fence for so long, as on a new connection, and what the server answers to them; `None`: it was not
+    /// rehearsed, or the engine does not know how.
+    pub fn fence_by_heart(&mut self, long: Duration, now: Instant) -> Option<(Vec<u8>, Vec<u8>)> {
+        let expect = std::mem::take(&mut self.rehearsed);
+        if expect.is_empty() || self.exchange.is_some() {
+            return None;
+        }
+        let ms = long.as_millis().to_string();
+        let begin = Event::Begin { fresh: true, args: &[("ms", &ms)] };
+        self.reply.clear();
+        let step = self.backend.step(Hook::Fence, begin, now, now, &mut self.reply);
+        let send = std::mem::take(&mut self.reply.send);
+        let _ = self.backend.step(Hook::Fence, Event::Cancel, now, now, &mut self.reply);
+        (step == Step::More && !send.is_empty()).then_some((send, expect))
     }
 
     /// Ends the conversation without a word to the core.
@@ -124,27 +206,25 @@ impl Line {
     }
 
     fn link(&mut self) -> Option<&mut Link> {
-        match self.exchange.as_ref()?.talk {
-            Talk::Full => self.own.as_mut(),
-            Talk::Light | Talk::Sample | Talk::Unstick => self.kept.as_mut(),
-        }
+        if self.exchange.as_ref()?.matter.is_apart() { self.own.as_mut() } else { self.kept.as_mut() }
     }
 
     /// Connects where it must and says the first words.
     fn open(&mut self, poll: &mut Poll, now: Instant) -> Progress {
         let Some(exchange) = &self.exchange else { return Progress::Goes };
-        let (talk, fresh) = (exchange.talk, !exchange.reused);
+        let (matter, fresh) = (exchange.matter.clone(), !exchange.reused);
         if fresh {
-            let link = match connect(self.address, Source::Link(self.id), poll) {
+            let link = match connect(self.address, self.source, poll) {
                 Ok(link) => link,
                 Err(e) => return not_connected(&e),
             };
-            let place = if talk == Talk::Full { &mut self.own } else { &mut self.kept };
+            let place = if matter.is_apart() { &mut self.own } else { &mut self.kept };
             drop_link(place, poll);
             *place = Some(link);
         }
-        let args: &[(&str, &str)] = if talk == Talk::Unstick { &[UNSTICK] } else { &[] };
-        match self.step(Event::Begin { fresh, args }, now) {
+        let args = matter.args();
+        let args: Vec<(&str, &str)> = args.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        match self.step(Event::Begin { fresh, args: &args }, now) {
             Progress::Goes => self.flush(poll, now),
             ended => ended,
         }
@@ -198,6 +278,7 @@ impl Line {
 
     fn heard(&mut self, bytes: &[u8], poll: &mut Poll, now: Instant) -> Progress {
         let Some(exchange) = &mut self.exchange else { return Progress::Goes };
+        let exchange_is_rehearsal = exchange.matter == Matter::Rehearsal;
         // Most replies come at once and are never copied.
         let mut received = std::mem::take(&mut exchange.received);
         let all = if received.is_empty() {
@@ -212,6 +293,9 @@ impl Line {
             });
         }
         let progress = self.step(Event::Bytes(all), now);
+        if exchange_is_rehearsal {
+            self.rehearsed = all.to_vec();
+        }
         if !matches!(progress, Progress::Goes) {
             return progress;
         }
@@ -276,7 +360,7 @@ impl Line {
     /// One step of the hook.
     fn step(&mut self, event: Event<'_>, now: Instant) -> Progress {
         let Some(exchange) = &self.exchange else { return Progress::Goes };
-        let hook = if exchange.talk == Talk::Sample { Hook::Stats } else { Hook::Probe };
+        let hook = exchange.matter.hook();
         if let Event::Begin { .. } = event {
             self.reply.clear();
         } else {
@@ -288,6 +372,7 @@ impl Line {
             Step::Failed(why) | Step::Broken(why) => Progress::Ends(Outcome::Failed { why }),
             // An engine may have nothing to count.
             Step::Unsupported if hook == Hook::Stats => Progress::Ends(outcome(hook, &mut Reply::default())),
+            Step::Unsupported if !matches!(hook, Hook::Probe) => Progress::Ends(Outcome::Unsupported),
             Step::Unsupported => {
                 Progress::Ends(Outcome::Failed { why: format!("it does not support {} here", hook.name()) })
             }
@@ -299,7 +384,10 @@ impl Line {
         let Progress::Ends(outcome) = progress else { return None };
         drop_link(&mut self.own, poll);
         // After anything but a clean end nobody knows what is still to come on the connection.
-        let clean = matches!(outcome, Outcome::Answered { .. } | Outcome::Sampled { .. });
+        let clean = matches!(
+            outcome,
+            Outcome::Answered { .. } | Outcome::Sampled { .. } | Outcome::Obeyed(_) | Outcome::Unsupported
+        );
         let pending = self.exchange.take().is_some_and(|exchange| !exchange.outgoing.is_empty());
         if !clean || pending {
             drop_link(&mut self.kept, poll);
@@ -315,10 +403,51 @@ fn outcome(hook: Hook, reply: &mut Reply) -> Outcome {
         let (sample, others) = (Sample::from_numbers(numbers), Others::from_numbers(numbers));
         return Outcome::Sampled { sample, others, version };
     }
+    match hook {
+        Hook::Stats | Hook::Probe => {}
+        Hook::Inspect => return Outcome::Obeyed(Some(Box::new(view(reply)))),
+        Hook::Promote | Hook::Follow | Hook::Fence | Hook::Unfence => return Outcome::Obeyed(None),
+    }
     match reply.health.take() {
         Some((health, why)) => Outcome::Answered { health, why },
         None => Outcome::Failed { why: "the probe ended without a verdict".to_owned() },
     }
+}
+
+/// What an instance said of itself, by the names of the contract's `inspect`.
+fn view(reply: &Reply) -> View {
+    let text = |name: &str| reply.text(name).unwrap_or_default().to_owned();
+    let yes = |name: &str| reply.text(name) == Some("yes");
+    let number = |name: &str| reply.number(name).unwrap_or_default();
+    let replicas = reply.texts.iter().filter(|(name, _)| name == "replica");
+    View {
+        role: match reply.text("role") {
+            Some("master") => Role::Master,
+            Some("replica") => Role::Replica,
+            _ => Role::Unknown,
+        },
+        master: reply.text("master").map(str::to_owned),
+        link_up: reply.text("link") == Some("up"),
+        link_down: Duration::try_from_secs_f64(number("link_down_s")).unwrap_or_default(),
+        syncing: yes("syncing"),
+        loading: yes("loading"),
+        run_id: text("run_id"),
+        replid: text("replication_id"),
+        replid2: text("replication_id2"),
+        offset: number("offset") as i64,
+        keys: number("keys") as u64,
+        priority: number("priority") as u32,
+        replicas: replicas.filter_map(|(_, told)| replica(told)).collect(),
+        version: text("version"),
+    }
+}
+
+/// `host:port STATE OFFSET LAG`.
+fn replica(told: &str) -> Option<Replica> {
+    let mut words = told.split(' ');
+    let (address, state) = (words.next()?.to_owned(), words.next()?);
+    let (offset, lag_s) = (words.next()?.parse().unwrap_or(0), words.next()?.parse().unwrap_or(u64::MAX));
+    Some(Replica { address, online: state == "online", offset, lag_s })
 }
 
 fn missed(why: String) -> Progress {

@@ -29,6 +29,10 @@ pub enum Source {
     Process(InstanceId),
     /// A connection to an instance.
     Link(InstanceId),
+    /// A connection to an instance, for orders.
+    OrderLink(InstanceId),
+    /// The fencer.
+    Fencer,
 }
 
 /// A registration.

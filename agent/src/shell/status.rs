@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::registry::RegistryStatus;
-use crate::core::{Core, InstanceReport, alert::Alert};
+use crate::core::{Core, InstanceReport, Now, alert::Alert, failover::ShardReport};
 
 /// The agent itself.
 #[derive(Debug, Serialize)]
@@ -38,17 +38,31 @@ struct Status<'a> {
     agent: Agent,
     registry: RegistryStatus,
     instances: Vec<InstanceReport>,
+    shards: Vec<ShardReport>,
     parked: Vec<Parked>,
     alerts: Vec<&'a Alert>,
 }
 
 /// The whole answer, one line.
-pub fn report(agent: Agent, registry: RegistryStatus, core: &Core) -> String {
+pub fn report(agent: Agent, registry: RegistryStatus, core: &Core, now: Now) -> String {
     let (parked, instances) = core.report().into_iter().partition::<Vec<_>, _>(|i| i.state == "parked");
     let parked = parked.into_iter().map(|i| Parked { engine: i.engine, port: i.port, why: i.why }).collect();
-    let status = Status { agent, registry, instances, parked, alerts: core.alerts().collect() };
+    let mut shards = core.shards(now);
+    for shard in &mut shards {
+        // A status is asked for often; `shards` and `history` have the whole of it.
+        shard.history.drain(..shard.history.len().saturating_sub(1));
+    }
+    let alerts = core.alerts().collect();
+    let status = Status { agent, registry, instances, shards, parked, alerts };
     // Plain structs of numbers and strings always serialize.
     serde_json::to_string(&status).unwrap_or_default()
+}
+
+/// The answer to `shards`, one line: all of them, or only the one with this id.
+pub fn shards(core: &Core, now: Now, only: Option<&str>) -> String {
+    let mut shards = core.shards(now);
+    shards.retain(|shard| only.is_none_or(|id| shard.id == id));
+    serde_json::json!({"ok": true, "shards": shards}).to_string()
 }
 
 /// One line for `systemctl status`.

@@ -17,6 +17,14 @@ pub(crate) struct Conf {
     pub(crate) append_dir: bool,
     /// `maxclients`
     pub(crate) max_clients: Option<u64>,
+    /// `bind` names addresses, and none that another host could reach.
+    pub(crate) loopback_only: bool,
+    /// `masterauth` is set.
+    pub(crate) master_auth: bool,
+    /// `min-replicas-max-lag` is set, by this name or the old one.
+    pub(crate) replica_lag: bool,
+    /// `repl-backlog-ttl` is set.
+    pub(crate) backlog_ttl: bool,
     /// `rename-command`: the command in lower case, and what it is called now; empty: it was taken away.
     pub(crate) renamed: Vec<(String, Vec<u8>)>,
 }
@@ -56,11 +64,17 @@ impl Conf {
         let first = values.first().map(Vec::as_slice).unwrap_or_default();
         match name {
             "requirepass" => self.password = Some(first.to_vec()).filter(|password| !password.is_empty()),
-            "bind" => self.bind = reachable(values),
+            "bind" => {
+                self.bind = reachable(values);
+                self.loopback_only = !values.is_empty() && values.iter().all(|value| is_loopback(value));
+            }
             "unixsocket" => self.unix_socket = !first.is_empty(),
             "tls-port" => self.tls_port = first != b"0" && !first.is_empty(),
             "cluster-enabled" => self.cluster = first.eq_ignore_ascii_case(b"yes"),
             "appenddirname" => self.append_dir = true,
+            "masterauth" => self.master_auth = !first.is_empty(),
+            "min-replicas-max-lag" | "min-slaves-max-lag" => self.replica_lag = true,
+            "repl-backlog-ttl" => self.backlog_ttl = true,
             "maxclients" => {
                 self.max_clients = std::str::from_utf8(first).ok().and_then(|text| text.parse().ok())
             }
@@ -82,6 +96,12 @@ fn reachable(values: &[Vec<u8>]) -> Option<String> {
         return None;
     }
     addresses.iter().find(|address| !address.starts_with('-')).or(addresses.first()).map(plain)
+}
+
+/// Whether only this host can reach an address of `bind`.
+fn is_loopback(value: &[u8]) -> bool {
+    let address = std::str::from_utf8(value).ok().and_then(|text| text.trim_start_matches('-').parse().ok());
+    address.is_some_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 /// The words of `redis_args`, which must be directives: redis takes a first word without dashes for a file.
@@ -195,7 +215,8 @@ mod tests {
         let conf = Conf::parse(
             b"# a comment\nrequirepass first\r\n  RequirePass \"s\\x41\\n \\\"q\\\"\"\nbind -::1 10.0.0.1 10.0.0.2\n\
               tls-port 6390\nunixsocket /run/redis.sock\ncluster-enabled YES\nmaxclients 500\nappenddirname aof\n\
-              rename-command GET hidden\nrename-command CONFIG \"\"\n",
+              rename-command GET hidden\nrename-command CONFIG \"\"\nmasterauth x\nmin-slaves-max-lag 5\n\
+              repl-backlog-ttl 60\n",
         )
         .unwrap();
         let expected = Conf {
@@ -206,6 +227,10 @@ mod tests {
             cluster: true,
             append_dir: true,
             max_clients: Some(500),
+            loopback_only: false,
+            master_auth: true,
+            replica_lag: true,
+            backlog_ttl: true,
             renamed: vec![("get".to_owned(), b"hidden".to_vec()), ("config".to_owned(), Vec::new())],
         };
         assert_eq!(conf, expected);
@@ -233,6 +258,21 @@ mod tests {
             let conf = Conf::parse(format!("bind {bind}").as_bytes()).unwrap();
             assert_eq!(conf.bind.as_deref(), expected, "{bind}");
         }
+    }
+
+    #[test]
+    fn what_no_other_host_can_reach_is_told() {
+        for (bind, expected) in [
+            ("127.0.0.1 -::1", true),
+            ("127.0.0.2", true),
+            ("127.0.0.1 10.0.0.1", false),
+            ("*", false),
+            ("localhost", false),
+        ] {
+            let conf = Conf::parse(format!("bind {bind}").as_bytes()).unwrap();
+            assert_eq!(conf.loopback_only, expected, "{bind}");
+        }
+        assert!(!Conf::parse(b"").unwrap().loopback_only);
     }
 
     #[test]

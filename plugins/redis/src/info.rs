@@ -31,7 +31,9 @@ impl<'a> Info<'a> {
         let databases = self.fields().filter(|(name, _)| {
             name.strip_prefix("db").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
         });
-        databases.filter_map(|(_, value)| part(value, "keys")?.parse::<f64>().ok()).sum()
+        databases
+            .filter_map(|(_, value)| part(value, "keys")?.parse::<f64>().ok())
+            .fold(0.0, |sum, keys| sum + keys)
     }
 }
 

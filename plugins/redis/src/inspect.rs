@@ -104,7 +104,8 @@ fn tell_replica(info: Info<'_>, sink: &Sink<'_>) {
         sink.text("link", link);
     }
     sink.text("syncing", yes_or_no(syncing));
-    gauge(sink, "offset", offset);
+    // Of a replica that has no history to go on from redis says 1, and no real offset is that small.
+    gauge(sink, "offset", offset.map(|offset| if offset == "1" { "0" } else { offset }));
     gauge(sink, "priority", priority);
     // Of a time, -1 is redis' way to say that there is nothing to tell.
     gauge(sink, "link_down_s", link_down.filter(|text| !text.starts_with('-')));

@@ -1,5 +1,5 @@
 //! The redis backend of yagent: how an instance is started (`start`), whether it answers (`probe`), what it counted
-//! (`stats`), and its part in replication (`inspect`, `orders`). `conf` reads redis.conf, `resp` the protocol. Pure
+//! (`stats`), and its part in replication (`shard`, `inspect`, `orders`). `conf` reads redis.conf, `resp` the protocol. Pure
 //! functions over bytes; sockets, clocks and processes are the agent's.
 
 #![forbid(unsafe_code)]
@@ -10,6 +10,7 @@ mod inspect;
 mod orders;
 mod probe;
 mod resp;
+mod shard;
 mod start;
 mod stats;
 mod talk;
@@ -21,6 +22,7 @@ use yagent_abi::sdk::{Description, Engine, Event, Plan, Replication, Settings, S
 pub struct Redis {
     start: start::Start,
     talk: talk::Talk,
+    unfencing: orders::Unfencing,
 }
 
 impl Engine for Redis {
@@ -41,7 +43,12 @@ impl Engine for Redis {
         let args = conf::args(settings.bytes("redis_args").unwrap_or_default())
             .map_err(|why| format!("`redis_args`: {why}"))?;
         conf.take_args(&args);
-        Ok(Self { start: start::Start::new(settings, &conf, args)?, talk: talk::Talk::new(settings, &conf)? })
+        shard::check(settings, &conf)?;
+        let (start, talk) = (start::Start::new(settings, &conf, args)?, talk::Talk::new(settings, &conf)?);
+        if settings.text("peers")?.is_some_and(|peers| !peers.is_empty()) {
+            talk.knows(orders::COMMANDS)?;
+        }
+        Ok(Self { start, talk, unfencing: orders::Unfencing::default() })
     }
 
     fn start(&mut self, plan: &Plan<'_>) -> Result<(), String> {
@@ -76,7 +83,7 @@ impl Replication for Redis {
     }
 
     fn unfence(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step {
-        orders::unfence(&mut self.talk, event, sink)
+        orders::unfence(&mut self.talk, &mut self.unfencing, event, sink)
     }
 }
 

@@ -8,6 +8,9 @@ use crate::{
     talk::{Answer, Talk, received, refused},
 };
 
+/// The commands of which the orders and `inspect` consist.
+pub(crate) const COMMANDS: &[&str] = &["SLAVEOF", "ROLE", "CLIENT", "CONFIG", "INFO"];
+
 /// REPLICAOF NO ONE, and ROLE to see that it came true.
 pub(crate) fn promote(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
@@ -66,13 +69,47 @@ pub(crate) fn fence(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step 
     order_done(talk, event)
 }
 
-/// CLIENT UNPAUSE, which redis has from 6.2 on.
-pub(crate) fn unfence(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
+/// How far an `unfence` has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Unfencing {
+    /// The pause is being ended, which is all there is to do.
+    #[default]
+    Ending,
+    /// It is being told how many replicas it must have; the pause comes after.
+    Setting,
+    /// The number is set, and the pause is being ended.
+    Set,
+}
+
+const UNPAUSE: &[&[&str]] = &[&["CLIENT", "UNPAUSE"]];
+
+/// CONFIG SET min-replicas-to-write where that is asked, then CLIENT UNPAUSE, which redis has from 6.2 on. The pause
+/// ends only after the number was taken: no write passes that the number would have kept out.
+pub(crate) fn unfence(talk: &mut Talk, state: &mut Unfencing, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
-        talk.begin(begin, &[&["CLIENT", "UNPAUSE"]], sink)?;
+        let Some(least) = begin.arg("min_replicas") else {
+            *state = Unfencing::Ending;
+            talk.begin(begin, UNPAUSE, sink)?;
+            return Ok(Flow::More);
+        };
+        least.parse::<u32>().map_err(|error| format!("argument `min_replicas` is `{least}`: {error}"))?;
+        *state = Unfencing::Setting;
+        talk.begin(begin, &[&["CONFIG", "SET", "min-slaves-to-write", least]], sink)?;
         return Ok(Flow::More);
     }
-    order_done(talk, event)
+    if *state != Unfencing::Setting {
+        let step = order_done(talk, event)?;
+        // Where there is no pause that could be ended, the number is all there is.
+        let done = step == Flow::Unsupported && *state == Unfencing::Set;
+        return Ok(if done { Flow::Done } else { step });
+    }
+    let Some(answer) = talk.answer(received(event)?)? else {
+        return Ok(Flow::More);
+    };
+    accepted(&answer)?;
+    *state = Unfencing::Set;
+    talk.go_on(UNPAUSE, sink)?;
+    Ok(Flow::More)
 }
 
 fn order_done(talk: &Talk, event: Event<'_>) -> Step {

@@ -47,7 +47,7 @@ fn health(error: &[u8]) -> Health {
         b"ERR" if error.starts_with(b"ERR max number of clients") => Health::Full,
         b"NOAUTH" | b"WRONGPASS" | b"NOPERM" | b"DENIED" => Health::Refused,
         b"ERR" if error.starts_with(b"ERR operation not permitted") => Health::Refused,
-        // MASTERDOWN, MISCONF, CLUSTERDOWN, MOVED, WRONGTYPE and the like: it lives, and says what keeps it.
+        // MASTERDOWN, MISCONF, NOREPLICAS, READONLY, CLUSTERDOWN, MOVED and the like: it lives, and says what keeps it.
         _ => Health::Serving,
     }
 }
@@ -86,6 +86,8 @@ mod tests {
                 Health::Serving,
             ),
             ("MISCONF Redis is configured to save RDB snapshots", Health::Serving),
+            ("NOREPLICAS Not enough good replicas to write.", Health::Serving),
+            ("READONLY You can't write against a read only replica.", Health::Serving),
             ("ERR unknown command 'GET'", Health::Serving),
         ] {
             let answer = Answer { auth: None, replies: vec![Reply::Error(error.as_bytes())] };

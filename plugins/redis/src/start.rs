@@ -2,10 +2,12 @@
 //!
 //! Ours are those settings in which two instances must differ, and those by which redis would leave the agent's hands.
 //! They come last, because of a repeated directive redis takes the last.
+//!
+//! A member of a shard is told besides how it replicates, see `shard`.
 
 use yagent_abi::sdk::{Plan, Settings};
 
-use crate::conf::Conf;
+use crate::{conf::Conf, shard};
 
 /// `maxclients` without a word in the configuration.
 const CLIENTS: u64 = 10_000;
@@ -27,9 +29,10 @@ impl Start {
     pub(crate) fn new(settings: &Settings<'_>, conf: &Conf, operators: Vec<Vec<u8>>) -> Result<Self, String> {
         let dir = instance_dir(settings)?;
         let bind = set(settings, "bind")?;
+        let ours = ours(settings, conf, &dir, bind)?;
         Ok(Self {
             program: settings.required("program")?.to_owned(),
-            args: [file(settings)?, operators, ours(settings, conf, &dir, bind)?].concat(),
+            args: [file(settings)?, operators, ours, shard::directives(settings, conf)?].concat(),
             dir,
             run_as: set(settings, "redis_run_as")?.map(str::to_owned),
             connect: if bind.is_some() { None } else { conf.bind.clone() },
@@ -53,7 +56,7 @@ impl Start {
 }
 
 /// A setting that is there and not empty.
-fn set<'a>(settings: &Settings<'a>, name: &str) -> Result<Option<&'a str>, String> {
+pub(crate) fn set<'a>(settings: &Settings<'a>, name: &str) -> Result<Option<&'a str>, String> {
     Ok(settings.text(name)?.filter(|text| !text.is_empty()))
 }
 

@@ -23,6 +23,27 @@ pub(crate) struct Talk {
     buffer: Vec<u8>,
 }
 
+/// Who we are to an instance, and a replica to its master.
+#[derive(Debug)]
+pub(crate) struct Login {
+    /// The ACL user; `None`: redis' default user.
+    pub(crate) user: Option<Vec<u8>>,
+    /// The password; `None`: none is known.
+    pub(crate) password: Option<Vec<u8>>,
+}
+
+impl Login {
+    pub(crate) fn new(settings: &Settings<'_>, conf: &Conf) -> Result<Self, String> {
+        let set = |name: &str| settings.bytes(name).filter(|value| !value.is_empty()).map(<[u8]>::to_vec);
+        let password = set("redis_password").or_else(|| conf.password.clone());
+        let user = set("redis_username");
+        if user.is_some() && password.is_none() {
+            return Err("`redis_username` is set, but no password is known for it".to_owned());
+        }
+        Ok(Self { user, password })
+    }
+}
+
 /// What came back.
 pub(crate) struct Answer<'a> {
     /// AUTH's error, if it gave one.
@@ -33,16 +54,8 @@ pub(crate) struct Answer<'a> {
 
 impl Talk {
     pub(crate) fn new(settings: &Settings<'_>, conf: &Conf) -> Result<Self, String> {
-        let set = |name: &str| settings.bytes(name).filter(|value| !value.is_empty()).map(<[u8]>::to_vec);
-        let password = set("redis_password").or_else(|| conf.password.clone());
-        let user = set("redis_username");
-        let auth = match (user, password) {
-            (None, None) => Vec::new(),
-            (user, Some(password)) => user.into_iter().chain([password]).collect(),
-            (Some(_), None) => {
-                return Err("`redis_username` is set, but no password is known for it".to_owned());
-            }
-        };
+        let login = Login::new(settings, conf)?;
+        let auth = login.user.into_iter().chain(login.password).collect();
         let talk =
             Self { auth, renamed: conf.renamed.clone(), logging_in: false, awaited: 0, buffer: Vec::new() };
         // Without these every probe would fail by our own fault, and the instance would pay for it.
@@ -51,6 +64,11 @@ impl Talk {
             talk.command("AUTH")?;
         }
         Ok(talk)
+    }
+
+    /// Finds out whether each of these commands can be called.
+    pub(crate) fn knows(&self, commands: &[&str]) -> Result<(), String> {
+        commands.iter().try_for_each(|name| self.command(name).map(drop))
     }
 
     /// Begins a conversation: logs in on a fresh connection, and asks `requests`.
@@ -62,6 +80,11 @@ impl Talk {
     ) -> Result<(), String> {
         let login = begin.fresh && !self.auth.is_empty();
         self.send(login, requests, sink)
+    }
+
+    /// Asks more in a conversation whose answers were read.
+    pub(crate) fn go_on(&mut self, requests: &[&[&str]], sink: &Sink<'_>) -> Result<(), String> {
+        self.send(false, requests, sink)
     }
 
     fn send(&mut self, login: bool, requests: &[&[&str]], sink: &Sink<'_>) -> Result<(), String> {

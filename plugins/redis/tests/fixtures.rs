@@ -9,13 +9,14 @@ use yagent_redis::Redis;
 /// A hook's folder, the hook, its arguments.
 type Case = (&'static str, Hook, &'static [(&'static str, &'static str)]);
 
-const HOOKS: [Case; 6] = [
+const HOOKS: [Case; 7] = [
     ("probe", Hook::Probe, &[]),
     ("stats", Hook::Stats, &[]),
     ("inspect", Hook::Inspect, &[]),
     ("promote", Hook::Promote, &[]),
     ("follow", Hook::Follow, &[("host", "127.0.0.1"), ("port", "1")]),
     ("fence", Hook::Fence, &[("ms", "1000")]),
+    ("unfence", Hook::Unfence, &[]),
 ];
 
 fn backend() -> Harness {
@@ -70,4 +71,21 @@ fn a_changed_answer_is_no_panic() {
             }
         }
     }
+}
+
+#[test]
+fn a_version_that_knows_no_pause_takes_the_number_of_replicas() {
+    let mut backend = backend();
+    let unknown = &answers("unfence").into_iter().find(|(file, _)| file.ends_with("unknown.txt")).unwrap().1;
+    for (args, expected) in [(&[][..], Outcome::Unsupported), (&[("min_replicas", "1")], Outcome::Done)] {
+        let (_, told) = backend.step(Hook::Unfence, Input::Begin { fresh: false, args });
+        if !args.is_empty() {
+            assert!(told.sent.ends_with(b"$19\r\nmin-slaves-to-write\r\n$1\r\n1\r\n"), "{told:?}");
+            assert_eq!(backend.step(Hook::Unfence, Input::Bytes(b"+OK\r\n")).0, Outcome::More);
+        }
+        assert_eq!(backend.step(Hook::Unfence, Input::Bytes(unknown)).0, expected);
+    }
+    backend.step(Hook::Unfence, Input::Begin { fresh: false, args: &[("min_replicas", "1")] });
+    let (outcome, told) = backend.step(Hook::Unfence, Input::Bytes(b"-NOPERM no\r\n"));
+    assert_eq!((outcome, told.sent), (Outcome::Error("NOPERM no".to_owned()), Vec::new()));
 }

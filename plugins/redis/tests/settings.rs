@@ -49,6 +49,49 @@ fn without_a_conf_the_state_dir_has_the_data() {
     assert_eq!(plan.number("open_files"), Some(10_128.0));
 }
 
+fn argv(more: &[(&str, &[u8])]) -> String {
+    create(more).unwrap().plan().unwrap().texts("argv").join(" ")
+}
+
+#[test]
+fn a_member_is_told_how_it_replicates_and_the_master_comes_last() {
+    let member: &[(&str, &[u8])] =
+        &[("replicaof", b"10.0.0.2 16379"), ("host", b"10.0.0.1"), ("peers", b"10.0.0.2")];
+    let expected = " --supervised no --slave-announce-ip 10.0.0.1 --slave-announce-port 16379 --protected-mode no \
+                    --slave-read-only yes --min-slaves-to-write 0 --min-slaves-max-lag 10 --repl-backlog-ttl 0 \
+                    --slaveof 10.0.0.2 16379";
+    assert!(argv(member).ends_with(expected), "{}", argv(member));
+
+    let content = b"requirepass x\nmin-replicas-max-lag 5\nrepl-backlog-ttl 60\nreplica-priority 7";
+    let expected = " --supervised no --slave-announce-ip 10.0.0.1 --slave-announce-port 16379 --masterauth x \
+                    --slave-read-only yes --min-slaves-to-write 0 --slaveof 10.0.0.2 16379";
+    let told = argv(&[member, &[("redis_conf.content", content)]].concat());
+    assert!(told.ends_with(expected), "{told}");
+
+    let login: &[(&str, &[u8])] = &[("redis_username", b"agent"), ("redis_password", b"p")];
+    assert!(argv(&[member, login].concat()).contains(" --masteruser agent --masterauth p "));
+    let own = [member, login, &[("redis_conf.content", b"masterauth q")]].concat();
+    assert!(!argv(&own).contains("--master"), "the conf has its own");
+    assert!(!argv(&member[1..]).contains("slave"), "nothing of it without a master");
+}
+
+#[test]
+fn a_member_that_no_peer_could_reach_is_refused() {
+    let refused = |more: &[(&str, &[u8])]| create(more).map(drop).err();
+    let peers: (&str, &[u8]) = ("peers", b"127.0.0.2, 10.0.0.2");
+    let conf: (&str, &[u8]) = ("redis_conf.content", b"bind 127.0.0.1 -::1");
+    for alone in [conf, ("bind", b"127.0.0.1")] {
+        let why = refused(&[peers, alone]).unwrap();
+        assert!(
+            why.starts_with("it listens on loopback alone and 10.0.0.2 of `peers` could not reach it; "),
+            "{why}"
+        );
+    }
+    assert_eq!(refused(&[peers, conf, ("bind", b"10.0.0.1")]), None, "redis_bind wins");
+    assert_eq!(refused(&[peers]), None);
+    assert_eq!(refused(&[("peers", b"127.0.0.2"), conf]), None, "all of them are on this host");
+}
+
 #[test]
 fn settings_that_cannot_work_are_refused() {
     for (name, value, expected) in [
@@ -59,10 +102,22 @@ fn settings_that_cannot_work_are_refused() {
         ("redis_conf.content", "a \"b", "`redis_conf`: line 1: unbalanced quotes"),
         ("redis_conf.content", "rename-command get \"\"", "the configuration took the command GET away"),
         ("redis_username", "me", "`redis_username` is set, but no password is known for it"),
+        ("replicaof", "10.0.0.1:1", "`replicaof` is `10.0.0.1:1`, wanted HOST PORT"),
         ("port", "70000", "`port` is `70000`: number too large to fit in target type"),
         ("maxmem_mb", "", "`maxmem_mb` is not set"),
     ] {
         let why = create(&[(name, value.as_bytes())]).map(drop).unwrap_err();
         assert_eq!(why, expected, "{name}={value}");
+    }
+    for (content, expected) in [
+        (
+            "cluster-enabled yes",
+            "`peers` is set, and `cluster-enabled`: redis switches masters by itself then",
+        ),
+        ("rename-command CONFIG \"\"", "the configuration took the command CONFIG away"),
+    ] {
+        let more: &[(&str, &[u8])] = &[("peers", b"10.0.0.2"), ("redis_conf.content", content.as_bytes())];
+        assert_eq!(create(more).map(drop).unwrap_err(), expected);
+        assert!(create(&more[1..]).is_ok(), "alone it may be so");
     }
 }

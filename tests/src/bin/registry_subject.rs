@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use yagent::{
     config::ZookeeperSettings,
     shell::{
-        registry::{self, Change, Identity, Mode, Node, Owned, Registry, RegistryEvent},
+        registry::{self, Answer, Change, Identity, Mode, Node, Owned, Registry, RegistryEvent, Request},
         waker::Waker,
     },
 };
@@ -102,7 +102,14 @@ impl Subject {
                 let owned = list(&command["owned"]).iter().map(owned).collect();
                 self.timed(|registry| registry.claim(owned));
             }
+            Some("request") => {
+                for asked in list(&command["requests"]) {
+                    let (token, request) = (asked["token"].as_u64().unwrap_or_default(), request(asked)?);
+                    self.timed(|registry| registry.request(token, request));
+                }
+            }
             Some("close") => self.timed(|registry| registry.close()),
+            Some("leave") => self.timed(|registry| registry.leave()),
             Some("measure") => {
                 let measured = self.measure()?;
                 say(&measured)?;
@@ -178,17 +185,50 @@ fn describe(event: &RegistryEvent) -> Value {
         RegistryEvent::Refused { path, why } => json!({"event": "refused", "path": path, "why": why}),
         RegistryEvent::RefusedOver { path } => json!({"event": "refused over", "path": path}),
         RegistryEvent::Answered { token, answer } => {
-            json!({"event": "answered", "token": token, "answer": format!("{answer:?}")})
+            json!({"event": "answered", "token": token, "answer": describe_answer(answer)})
         }
         RegistryEvent::Changed { path } => json!({"event": "changed", "path": path}),
     }
 }
 
+fn describe_answer(answer: &Answer) -> Value {
+    match answer {
+        Answer::Node(found) => json!({"node": found.as_ref().map(|found| json!({
+            "content": String::from_utf8_lossy(&found.content), "version": found.version, "owner": found.owner
+        }))}),
+        Answer::Names(names) => json!({"names": names}),
+        Answer::Created => json!("created"),
+        Answer::Exists => json!("exists"),
+        Answer::Written(version) => json!({"written": version}),
+        Answer::Stale => json!("stale"),
+        Answer::Deleted => json!("deleted"),
+        Answer::Lost => json!("lost"),
+        Answer::Refused(why) => json!({"refused": why}),
+    }
+}
+
+fn request(value: &Value) -> io::Result<Request> {
+    let path = text(&value["path"]);
+    let content = text(&value["content"]).into_bytes();
+    let version = value["version"].as_i64().and_then(|version| i32::try_from(version).ok()).unwrap_or(-1);
+    Ok(match value["ask"].as_str() {
+        Some("read") => Request::Read { path },
+        Some("children") => Request::Children { path },
+        Some("create") => Request::Create { path, node: Node { mode: mode(value), content } },
+        Some("write") => Request::Write { path, content, version },
+        Some("delete") => Request::Delete { path, version },
+        other => return Err(io::Error::other(format!("unknown request {other:?}"))),
+    })
+}
+
+fn mode(value: &Value) -> Mode {
+    if value["ephemeral"] == json!(true) { Mode::Ephemeral } else { Mode::Persistent }
+}
+
 fn change(value: &Value) -> Change {
     let path = text(&value["path"]);
     let Some(content) = value["content"].as_str() else { return Change::Remove { path } };
-    let mode = if value["ephemeral"] == json!(true) { Mode::Ephemeral } else { Mode::Persistent };
-    Change::Put { path, node: Node { mode, content: content.into() } }
+    Change::Put { path, node: Node { mode: mode(value), content: content.into() } }
 }
 
 fn owned(value: &Value) -> Owned {

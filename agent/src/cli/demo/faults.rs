@@ -103,7 +103,7 @@ impl Faults {
     }
 }
 
-fn median(times: &[Duration]) -> Option<Duration> {
+pub(super) fn median(times: &[Duration]) -> Option<Duration> {
     let mut sorted = times.to_vec();
     sorted.sort();
     sorted.get(sorted.len() / 2).copied()

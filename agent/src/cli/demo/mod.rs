@@ -1,8 +1,12 @@
 //! `yagent demo`: the agent on real caches in a temporary directory, with a little load, and a fault every few seconds.
 //!
+//! With `--failover`, three agents and a shard that loses its master every few seconds.
+//!
 //! The agent is a process of its own, as in real life; this one looks at it through its control socket and leaves
 //! nothing behind.
 
+mod agent;
+mod failover;
 mod faults;
 mod load;
 mod stage;
@@ -43,6 +47,12 @@ pub(super) struct DemoArgs {
     /// End after so many seconds instead of at ctrl-c
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
+    /// Three agents with a redis each, whose master is killed over and over
+    #[arg(long)]
+    failover: bool,
+    /// The ZooKeeper for `--failover`, host:port; without it, one is started
+    #[arg(long, value_name = "HOST:PORT", requires = "failover")]
+    zookeeper: Option<String>,
 }
 
 /// What the demo shows of an instance.
@@ -100,6 +110,9 @@ fn perform(args: &DemoArgs) -> Result<(), String> {
     let interrupted = interruption()?;
     let end = args.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let over = || interrupted.load(Relaxed) || end.is_some_and(|end| Instant::now() >= end);
+    if args.failover {
+        return failover::perform(args.zookeeper.as_deref(), &over);
+    }
     let mut stage = Stage::set()?;
     let shown = show(&mut stage, &over);
     let struck = stage.strike();

@@ -23,8 +23,8 @@ use std::{
 use log::Level;
 
 use super::{
-    Command, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role, ShardPlan,
-    ShardState, View, Wish,
+    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role,
+    ShardPlan, ShardState, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
@@ -34,8 +34,6 @@ use crate::{
 use knowledge::{Asked, Knowledge, Purpose};
 pub use report::{MemberReport, ShardReport};
 
-/// A fence lasts this long and is renewed in time.
-const FENCE_FOR: Duration = Duration::from_secs(3600);
 /// Candidates that know of one another let their offsets arrive, after a release.
 const SETTLE: Duration = Duration::from_millis(30);
 /// How long the siblings of a new master may take to follow it before they count as stale.
@@ -288,6 +286,15 @@ impl Member {
         Ok(mem::take(&mut self.out))
     }
 
+    /// What is left to do for one that is no longer a member: the lock is given back.
+    pub fn farewell(&mut self, now: Now) -> Vec<Command> {
+        self.now = now;
+        if self.lock_session.is_some() {
+            self.drop_lock();
+        }
+        mem::take(&mut self.out)
+    }
+
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
     pub fn next_deadline(&self) -> Option<Instant> {
         let stage = match &self.stage {
@@ -299,7 +306,7 @@ impl Member {
         };
         let lease =
             (self.stage.needs_lease() || self.grace_until.is_some()).then(|| self.lease_ends()).flatten();
-        let look = (self.life == Life::Up && self.running.is_none()).then_some(self.next_look);
+        let look = (self.life == Life::Up && self.running.is_none()).then(|| self.look_at());
         let others = [self.renew_fence, self.retry, self.reread, self.hurry, self.pause_ends()];
         // What is over was dealt with, as far as it could be.
         [stage, lease, look].into_iter().chain(others).flatten().filter(|at| *at > self.now.at).min()
@@ -330,9 +337,14 @@ impl Member {
         self.life
     }
 
-    /// Its own address.
-    pub fn address(&self) -> &str {
-        &self.plan.address
+    /// What it was told of its shard.
+    pub fn plan(&self) -> &ShardPlan {
+        &self.plan
+    }
+
+    /// Whether a node is one that it reads.
+    pub fn concerns(&self, path: &str) -> bool {
+        path.starts_with(&self.plan.path("")) || path == self.host_pause_path()
     }
 
     /// The path of the node that [`Command::Publish`] is about.
@@ -485,21 +497,29 @@ impl Member {
 
     /// Looks at its server when it is time.
     fn look(&mut self) {
-        if self.life != Life::Up || self.running.is_some() || self.now.at < self.next_look {
+        if self.life != Life::Up || self.running.is_some() || self.now.at < self.look_at() {
             return;
         }
         self.next_look = self.now.at + self.cadence();
         self.send(Order::Inspect);
     }
 
+    /// When to look at its server next: in time before a lease ends, for only who sees all its replicas outlives it.
+    fn look_at(&self) -> Instant {
+        let beat = self.plan.timing.beat;
+        let ends = self
+            .lease_ends()
+            .filter(|_| self.stage == Stage::Leading)
+            .and_then(|at| at.checked_sub(beat * 2));
+        ends.map_or(self.next_look, |ends| self.next_look.min(ends.max(self.asked_at + beat / 2)))
+    }
+
     /// How often it looks at its server.
     fn cadence(&self) -> Duration {
         let beat = self.plan.timing.beat;
-        let ends_soon = self.lease_ends().is_none_or(|at| at <= self.now.at + beat * 2);
         match &self.stage {
             Stage::Following if self.is_offered() => HANDOVER_LOOK,
             Stage::Following if self.view.is_some() && self.is_settled() => self.plan.timing.check,
-            Stage::Leading if ends_soon => beat / 2,
             Stage::Leading if self.has_all_replicas() && !self.is_alone() => self.plan.timing.check,
             _ => beat,
         }

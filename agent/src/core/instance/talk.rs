@@ -12,6 +12,8 @@ impl Instance {
             Outcome::Missed { why, process } => self.missed(running, why, process, ctx),
             Outcome::Failed { why } => self.failed(talk, why, ctx),
             Outcome::Hindered { why } => self.hindered(&why, ctx),
+            // Orders are no business of an instance's; see `shards`.
+            Outcome::Obeyed(_) | Outcome::Unsupported => {}
         }
         if self.running.is_none() {
             self.tick(ctx);

@@ -13,6 +13,7 @@ use zookeeper::{Acl, CreateMode, Permission, WatchedEvent, WatchedEventType, Wat
 
 use super::{
     LOG, Mode, Node,
+    readings::Happening,
     reconcile::{Created, Fault, Seen, Store, Written},
     shared::{Link, Shared},
 };
@@ -26,6 +27,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// The library keeps this in its event thread, which outlives its io thread: dropped, both are at their end.
 struct Sentinel {
     shared: Arc<Shared>,
+    epoch: u64,
     gone: Arc<AtomicBool>,
 }
 
@@ -37,8 +39,15 @@ impl Drop for Sentinel {
 
 impl Watcher for Sentinel {
     fn handle(&self, event: WatchedEvent) {
-        if let (Some(path), true) = (event.path, event.event_type != WatchedEventType::None) {
-            self.shared.watch_fired(path);
+        let happening = match event.event_type {
+            WatchedEventType::NodeCreated => Happening::Created,
+            WatchedEventType::NodeDataChanged => Happening::Written,
+            WatchedEventType::NodeDeleted => Happening::Deleted,
+            WatchedEventType::NodeChildrenChanged => Happening::Children,
+            _ => return,
+        };
+        if let Some(path) = event.path {
+            self.shared.watch_fired(self.epoch, &path, happening);
         }
     }
 }
@@ -61,7 +70,7 @@ impl Client {
         quiet_the_library();
         shared.relay(link.epoch);
         let gone = Arc::new(AtomicBool::new(false));
-        let sentinel = Sentinel { shared: Arc::clone(shared), gone: Arc::clone(&gone) };
+        let sentinel = Sentinel { shared: Arc::clone(shared), epoch: link.epoch, gone: Arc::clone(&gone) };
         let door = format!("127.0.0.1:{}", shared.port());
         let timeout = link.timeout;
         let zookeeper = guarded(shared, || ZooKeeper::connect(&door, timeout, sentinel))?;
@@ -165,12 +174,7 @@ impl Store for Client {
 
     fn write(&mut self, path: &str, content: &[u8], version: i32) -> Result<Written, Fault> {
         check_size(path, content)?;
-        self.shared.expect_event(path);
-        let outcome = self.call(|zk| zk.set_data(path, content.to_vec(), Some(version)))?;
-        if outcome.is_err() {
-            self.shared.unexpect_event(path);
-        }
-        match outcome {
+        match self.call(|zk| zk.set_data(path, content.to_vec(), Some(version)))? {
             Ok(stat) => Ok(Written::Done(stat.version)),
             Err(ZkError::BadVersion | ZkError::NoNode) => Ok(Written::Stale),
             Err(e) => Err(fault(e)),
@@ -185,10 +189,17 @@ impl Store for Client {
         }
     }
 
-    fn children(&mut self, path: &str) -> Result<Option<Vec<String>>, Fault> {
-        match self.call(|zk| zk.get_children(path, false))? {
+    fn children(&mut self, path: &str, watch: bool) -> Result<Option<Vec<String>>, Fault> {
+        match self.call(|zk| zk.get_children(path, watch))? {
             Ok(names) => Ok(Some(names)),
             Err(ZkError::NoNode) => Ok(None),
+            Err(e) => Err(fault(e)),
+        }
+    }
+
+    fn await_creation(&mut self, path: &str) -> Result<bool, Fault> {
+        match self.call(|zk| zk.exists(path, true))? {
+            Ok(found) => Ok(found.is_some()),
             Err(e) => Err(fault(e)),
         }
     }
@@ -202,7 +213,7 @@ fn owner_writes_all_read() -> Vec<Acl> {
 }
 
 /// A server drops the connection of one who sends too much, so it must not be tried.
-fn check_size(path: &str, content: &[u8]) -> Result<(), Fault> {
+pub(super) fn check_size(path: &str, content: &[u8]) -> Result<(), Fault> {
     if path.len() + content.len() > MOST_CONTENT {
         let kib = content.len() / 1024;
         return Err(Fault::Refused(format!("content of {kib} KiB is more than ZooKeeper takes (1 MiB)")));

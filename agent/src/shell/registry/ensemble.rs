@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, thread};
 
 use super::{
-    Change, Identity, Owned, Registry, RegistryEvent, RegistryStatus, SessionFacts,
+    Change, Identity, Owned, Registry, RegistryEvent, RegistryStatus, Request, SessionFacts,
     gate::{Gate, Upstream},
     hosts::Hosts,
     reconcile::Tree,
@@ -49,18 +49,11 @@ impl Ensemble {
     }
 
     fn inner(&self, path: &str) -> String {
-        if self.chroot.is_empty() {
-            path.to_owned()
-        } else {
-            format!("{}{}", self.chroot, path.trim_end_matches('/'))
-        }
+        inner(&self.chroot, path)
     }
 
     fn outer(&self, path: String) -> String {
-        match path.strip_prefix(&*self.chroot) {
-            Some(rest) if rest.starts_with('/') => rest.to_owned(),
-            _ => path,
-        }
+        outer(&self.chroot, path)
     }
 
     fn inner_change(&self, change: Change) -> Change {
@@ -94,7 +87,9 @@ impl Registry for Ensemble {
         })
     }
 
-    fn request(&self, _token: u64, _request: super::Request) {}
+    fn request(&self, token: u64, request: Request) {
+        self.shared.request(token, request.map_path(|path| self.inner(&path)));
+    }
 
     fn status(&self) -> RegistryStatus {
         self.shared.status()
@@ -109,7 +104,7 @@ impl Registry for Ensemble {
     }
 
     fn leave(&self) {
-        self.shared.close();
+        self.shared.leave();
     }
 
     fn closed(&self) -> bool {
@@ -121,5 +116,38 @@ impl Drop for Ensemble {
     /// The threads end by themselves; nobody waits for them.
     fn drop(&mut self) {
         self.shared.close();
+    }
+}
+
+/// A path as the ensemble has it.
+fn inner(chroot: &str, path: &str) -> String {
+    let below = if path == "/" && !chroot.is_empty() { "" } else { path };
+    format!("{chroot}{below}")
+}
+
+/// The path that became this one; one that lies elsewhere stays as it is.
+fn outer(chroot: &str, path: String) -> String {
+    match path.strip_prefix(chroot) {
+        Some("") => "/".to_owned(),
+        Some(rest) if rest.starts_with('/') => rest.to_owned(),
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_comes_back_from_the_ensemble_as_it_went_there() {
+        for chroot in ["", "/c", "/c/d"] {
+            for path in ["/", "/a", "/a/b", "/c", "/c/a", "/cc", "/c/d/c/d"] {
+                let there = inner(chroot, path);
+                assert!(there.starts_with(chroot) && (there == "/" || !there.ends_with('/')), "{there}");
+                assert_eq!(outer(chroot, there), path, "below {chroot:?}");
+            }
+        }
+        assert_eq!(outer("/c", "/".into()), "/");
+        assert_eq!(outer("/c", "/cc".into()), "/cc");
     }
 }

@@ -10,7 +10,9 @@ mod hosts;
 mod memory;
 mod own;
 mod pace;
+mod readings;
 mod reconcile;
+mod requests;
 mod session;
 mod shared;
 mod wire;
@@ -80,7 +82,7 @@ pub enum RegistryEvent {
     Connected {
         /// The server's address.
         server: String,
-        /// The session's id, 0 in memory.
+        /// The session's id, 1 in memory.
         session: i64,
         /// The negotiated session timeout.
         timeout: Duration,

@@ -77,8 +77,10 @@ pub(super) trait Store {
     fn write(&mut self, path: &str, content: &[u8], version: i32) -> Result<Written, Fault>;
     /// Removes a node of this version (-1: any); `false`: it changed, is gone or has children.
     fn delete(&mut self, path: &str, version: i32) -> Result<bool, Fault>;
-    /// Names of the children; `None`: there is no such node.
-    fn children(&mut self, path: &str) -> Result<Option<Vec<String>>, Fault>;
+    /// Names of the children; `None`: there is no such node. `watch`: tell once when they change.
+    fn children(&mut self, path: &str, watch: bool) -> Result<Option<Vec<String>>, Fault>;
+    /// Tell once when a node is created, or changes; whether it is there already.
+    fn await_creation(&mut self, path: &str) -> Result<bool, Fault>;
 }
 
 /// An ephemeral of ours in another's hands.
@@ -426,7 +428,7 @@ impl Tree {
             self.writes += 1;
             return self.create(store, path);
         }
-        match store.children(path)? {
+        match store.children(path, false)? {
             Some(names) if !names.is_empty() => {
                 Err(Fault::Refused("a node with children stands there".into()))
             }
@@ -504,7 +506,7 @@ impl Tree {
 
     /// Whether nothing is left that is not desired or another's.
     fn remove_tree(&mut self, store: &mut dyn Store, path: &str, depth: usize) -> Result<bool, Fault> {
-        let Some(names) = store.children(path)? else { return Ok(true) };
+        let Some(names) = store.children(path, false)? else { return Ok(true) };
         if depth == 0 {
             return Err(Fault::Refused(format!("{path} lies deeper than any node of ours")));
         }
@@ -534,7 +536,7 @@ impl Tree {
 
     /// Removes what this host once had in a directory and no longer has.
     fn prune(&mut self, store: &mut dyn Store, owned: &Owned) -> Result<(), Fault> {
-        let names = match store.children(&owned.dir) {
+        let names = match store.children(&owned.dir, false) {
             Ok(names) => names.unwrap_or_default(),
             Err(Fault::Refused(why)) => {
                 log::warn!(target: LOG, "{} cannot be listed: {why}", owned.dir);
@@ -595,5 +597,7 @@ fn same_run(left: &[u8], right: &[u8]) -> bool {
     nonce.is_some() && nonce == field(right, "nonce")
 }
 
+#[cfg(test)]
+pub(super) mod model;
 #[cfg(test)]
 mod tests;

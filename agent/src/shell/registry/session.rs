@@ -12,6 +12,7 @@ use super::{
     client::Client,
     gate::CLOSE_LIMIT,
     reconcile::{Fault, Tree},
+    requests::{self, Behind},
     shared::{Link, News, Shared},
 };
 
@@ -64,7 +65,7 @@ impl Session {
             let why = "the registry's session thread failed; it comes back with the agent's next start";
             log::error!(target: LOG, "{why}");
             shared.figures(|status| status.state = "lost");
-            shared.tell(RegistryEvent::Lost { why: why.into() });
+            shared.lost(RegistryEvent::Lost { why: why.into() });
         }
         shared.end();
     }
@@ -87,7 +88,11 @@ impl Session {
     }
 
     fn take(&mut self, news: News) {
-        self.tree.absorb(news.inbox);
+        if !news.inbox.is_empty() {
+            self.tree.absorb(news.inbox);
+            // The first step may take long, as a removal of many nodes does.
+            self.report();
+        }
         for path in &news.touched {
             self.tree.touched(path);
         }
@@ -136,7 +141,7 @@ impl Session {
         let (server, session, timeout) = (link.server.clone(), link.session, link.timeout);
         log::info!(target: LOG, "connected to {server}, session {session:#x}, timeout {timeout:?}");
         self.shared.figures(|status| status.state = "connected");
-        self.shared.tell(RegistryEvent::Connected { server, session, timeout });
+        self.shared.connected(RegistryEvent::Connected { server, session, timeout });
     }
 
     fn tell_lost(&mut self, why: &str) {
@@ -147,7 +152,7 @@ impl Session {
         log::warn!(target: LOG, "no connection: {why}");
         let state = if self.connected { "lost" } else { "connecting" };
         self.shared.figures(|status| status.state = state);
-        self.shared.tell(RegistryEvent::Lost { why: why.to_owned() });
+        self.shared.lost(RegistryEvent::Lost { why: why.to_owned() });
     }
 
     /// Gives the client up with its connection.
@@ -170,19 +175,21 @@ impl Session {
         }
     }
 
-    /// One thing of what there is to do.
+    /// All requests, and one thing of what else there is to do.
     fn work(&mut self) {
         let now = Instant::now();
         let Some(client) = &mut self.client else { return };
-        let outcome = if now >= self.heartbeat {
-            self.heartbeat = now + client.link().timeout / 3;
-            let asks = self.tree.heartbeat();
-            if asks { Ok(()) } else { client.touch(&self.root) }
-        } else if self.tree.busy() {
-            self.tree.step(client, now).map_err(Fault::Lost)
-        } else {
-            Ok(())
-        };
+        let outcome = requests::serve(client, &self.shared).and_then(|()| {
+            if now >= self.heartbeat {
+                self.heartbeat = now + client.link().timeout / 3;
+                let asks = self.tree.heartbeat();
+                if asks { Ok(()) } else { client.touch(&self.root) }
+            } else if self.tree.busy() {
+                self.tree.step(&mut Behind::new(client, &self.shared), now).map_err(Fault::Lost)
+            } else {
+                Ok(())
+            }
+        });
         if let Err(Fault::Lost(why) | Fault::Refused(why)) = outcome {
             self.interrupted(&why);
         }
@@ -209,14 +216,21 @@ impl Session {
         }
     }
 
-    /// Last writes, then good-bye: the server drops our ephemerals at once. The gate sees to the limit.
+    /// Last writes, then good-bye: the server drops our ephemerals at once, unless we leave the session to its timeout.
+    /// The gate sees to the limit.
     fn close(mut self, asked: Instant) {
         while self.client.is_some() && self.tree.busy() && asked.elapsed() < LAST_WRITES {
             self.work();
         }
         self.report();
         if let Some(client) = self.client.take() {
-            let ended = client.say_goodbye(CLOSE_LIMIT.saturating_sub(asked.elapsed()) + CLOSE_LIMIT / 2);
+            let limit = CLOSE_LIMIT.saturating_sub(asked.elapsed()) + CLOSE_LIMIT / 2;
+            let ended = if self.shared.leaving() {
+                self.shared.hang_up(client.link().epoch, "the agent leaves");
+                client.retire(limit)
+            } else {
+                client.say_goodbye(limit)
+            };
             if !ended {
                 log::warn!(target: LOG, "the ZooKeeper client did not end in time for the close");
             }

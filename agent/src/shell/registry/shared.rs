@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Change, Node, Owned, RegistryEvent, RegistryStatus, SessionFacts};
+use super::{
+    Answer, Change, Node, Owned, RegistryEvent, RegistryStatus, Request, SessionFacts, readings::Happening,
+    requests::Desk,
+};
 use crate::shell::waker::Waker;
 
 /// Events kept for a loop that does not fetch them.
@@ -42,6 +45,11 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
+    /// Whether nothing changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.removals.is_empty() && self.puts.is_empty() && self.owned.is_none()
+    }
+
     fn add(&mut self, change: Change) {
         match change {
             Change::Put { path, node } => {
@@ -90,6 +98,8 @@ pub(super) struct Orders {
     pub(super) forgotten: usize,
     /// When a close was asked for.
     pub(super) closing: Option<Instant>,
+    /// The session is to outlive the close.
+    pub(super) leaving: bool,
     /// The client was dropped; whatever still connects is left over.
     pub(super) dropped: bool,
     /// The session thread has ended; so must the gate.
@@ -104,10 +114,19 @@ struct State {
     drained: bool,
     orders: Orders,
     port: u16,
+    desk: Desk,
     events: VecDeque<RegistryEvent>,
     status: RegistryStatus,
     facts: Option<SessionFacts>,
     closed: bool,
+}
+
+impl State {
+    /// Drops the oldest event that nobody waits for; tells whether there was one.
+    fn drop_event(&mut self) -> bool {
+        let idle = |event: &RegistryEvent| !matches!(event, RegistryEvent::Answered { .. });
+        self.events.iter().position(idle).and_then(|at| self.events.remove(at)).is_some()
+    }
 }
 
 /// The shared state.
@@ -167,6 +186,7 @@ impl Shared {
     pub(super) fn status(&self) -> RegistryStatus {
         let state = self.lock();
         let mut status = state.status.clone();
+        status.writes += state.desk.writes;
         status.behind += state.news.inbox.puts.len() + state.news.inbox.removals.len();
         status
     }
@@ -176,12 +196,41 @@ impl Shared {
         self.lock().facts.clone()
     }
 
+    /// Takes a request. One wake-up of the session thread does for all that wait.
+    pub(super) fn request(&self, token: u64, request: Request) {
+        let mut state = self.lock();
+        let closing = state.news.closing.is_some();
+        let lost = RegistryEvent::Answered { token, answer: Answer::Lost };
+        match if closing { Err(lost) } else { state.desk.add(token, request) } {
+            Ok(first) => {
+                state.fresh = true;
+                drop(state);
+                if first {
+                    self.changed.notify_one();
+                }
+            }
+            Err(answered) => self.tell_all(state, [answered]),
+        }
+    }
+
     /// Asks for a close, once.
     pub(super) fn close(&self) {
+        self.end_session(false);
+    }
+
+    /// Asks for a close that the session outlives. After a close was asked for, it is too late for that.
+    pub(super) fn leave(&self) {
+        self.end_session(true);
+    }
+
+    fn end_session(&self, leaving: bool) {
         let now = Instant::now();
         self.tell_session(|state| {
-            let at = *state.news.closing.get_or_insert(now);
-            state.orders.closing = Some(at);
+            if state.news.closing.is_none() {
+                state.news.closing = Some(now);
+                state.orders.closing = Some(now);
+                state.orders.leaving = leaving;
+            }
         });
         self.gate.wake();
     }
@@ -194,10 +243,10 @@ impl Shared {
 
 /// For the session thread.
 impl Shared {
-    /// Waits for news, at most until `deadline`.
+    /// Waits for news, at most until `deadline`. Once a close was asked for, nothing is waited for any more.
     pub(super) fn wait(&self, deadline: Option<Instant>) -> News {
         let mut state = self.lock();
-        while !state.fresh {
+        while !state.fresh && state.news.closing.is_none() {
             state = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => break,
                 Some(left) => {
@@ -230,6 +279,7 @@ impl Shared {
         state.drained = false;
         state.own_events.clear();
         state.news.touched.clear();
+        state.desk.forget_readings();
     }
 
     /// Has the gate give this connection up.
@@ -294,15 +344,51 @@ impl Shared {
         take_one(&mut self.lock().own_events, path);
     }
 
+    /// Whether the session is to outlive the close.
+    pub(super) fn leaving(&self) -> bool {
+        self.lock().orders.leaving
+    }
+
+    /// A client stands ready: from here on, requests are taken.
+    pub(super) fn connected(&self, event: RegistryEvent) {
+        let mut state = self.lock();
+        state.desk.open();
+        self.tell_all(state, [event]);
+    }
+
+    /// The connection is gone: so are all requests that wait.
+    pub(super) fn lost(&self, event: RegistryEvent) {
+        let mut state = self.lock();
+        let answers = state.desk.close();
+        self.tell_all(state, [event].into_iter().chain(answers));
+    }
+
+    /// The request to be carried out now; it must be answered or the connection given up.
+    pub(super) fn next_request(&self) -> Option<Request> {
+        self.lock().desk.begin()
+    }
+
+    /// Answers the request that was carried out.
+    pub(super) fn answer(&self, answer: Answer) {
+        let mut state = self.lock();
+        let told = state.desk.finish(answer);
+        self.tell_all(state, told);
+    }
+
     /// Tells the core.
     pub(super) fn tell(&self, event: RegistryEvent) {
-        let mut state = self.lock();
-        if state.events.len() == MOST_EVENTS {
-            state.events.pop_front();
-        }
-        state.events.push_back(event);
+        self.tell_all(self.lock(), [event]);
+    }
+
+    fn tell_all(&self, mut state: MutexGuard<'_, State>, events: impl IntoIterator<Item = RegistryEvent>) {
+        let before = state.events.len();
+        state.events.extend(events);
+        let told = state.events.len() > before;
+        while state.events.len() > MOST_EVENTS && state.drop_event() {}
         drop(state);
-        self.event_loop.wake();
+        if told {
+            self.event_loop.wake();
+        }
     }
 
     /// Changes the figures.
@@ -312,6 +398,9 @@ impl Shared {
 
     /// The session thread ends.
     pub(super) fn end(&self) {
+        let mut state = self.lock();
+        let answers = state.desk.close();
+        self.tell_all(state, answers);
         self.tell_gate(|state| state.orders.over = true);
     }
 }
@@ -326,16 +415,25 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    /// A watch fired.
-    pub(super) fn watch_fired(&self, path: String) {
+    /// A watch of the client of this connection fired: for a request that has read the path, for the desired tree, or for
+    /// both. The tree is not told of its own writes.
+    pub(super) fn watch_fired(&self, epoch: u64, path: &str, happening: Happening) {
         let mut state = self.lock();
-        if take_one(&mut state.own_events, &path) {
+        if epoch != state.orders.relay {
             return;
         }
-        state.news.touched.insert(path);
-        state.fresh = true;
-        drop(state);
-        self.changed.notify_one();
+        let foreign = match happening {
+            Happening::Written => !take_one(&mut state.own_events, path),
+            Happening::Created | Happening::Deleted => true,
+            Happening::Children => false,
+        };
+        if foreign {
+            state.news.touched.insert(path.to_owned());
+            state.fresh = true;
+            self.changed.notify_one();
+        }
+        let told = state.desk.happened(path, happening);
+        self.tell_all(state, told);
     }
 }
 
@@ -445,11 +543,11 @@ mod tests {
     fn an_event_of_our_own_write_touches_nothing() {
         let shared = shared();
         shared.expect_event("/a");
-        shared.watch_fired("/a".into());
-        shared.watch_fired("/a".into());
+        shared.watch_fired(0, "/a", Happening::Written);
+        shared.watch_fired(0, "/a", Happening::Written);
         shared.expect_event("/b");
         shared.unexpect_event("/b");
-        shared.watch_fired("/b".into());
+        shared.watch_fired(0, "/b", Happening::Written);
         let touched: Vec<_> = shared.wait(None).touched.into_iter().collect();
         assert_eq!(touched, ["/a", "/b"]);
     }

@@ -9,6 +9,8 @@ pub(super) const MAX_FRAME: usize = 4 << 20;
 const STAT: usize = 68;
 /// Length of a reply's header.
 const HEADER: usize = 16;
+/// The number of every ping.
+const PING: i32 = -2;
 
 /// Error codes of the protocol that mean something to the gate.
 pub(super) mod code {
@@ -235,6 +237,8 @@ pub(super) struct Asked {
     pub(super) op: Op,
     /// When it was sent.
     pub(super) at: Instant,
+    /// The gate made it, and the client knows nothing of it.
+    pub(super) ours: bool,
 }
 
 impl Asked {
@@ -245,9 +249,17 @@ impl Asked {
     pub(super) fn parse(frame: &[u8], at: Instant) -> Result<Asked, Nonsense> {
         let mut reader = Reader(frame);
         match (reader.int(), reader.int().and_then(Op::from_code)) {
-            (Some(xid), Some(op)) => Ok(Asked { xid, op, at }),
+            (Some(xid), Some(op)) => Ok(Asked { xid, op, at, ours: false }),
             _ => nonsense("a request that the client never makes"),
         }
+    }
+
+    /// A ping of the gate's own, and its frame without the length.
+    pub(super) fn ping(at: Instant) -> (Asked, [u8; 8]) {
+        let mut frame = [0; 8];
+        frame[..4].copy_from_slice(&PING.to_be_bytes());
+        frame[4..].copy_from_slice(&11i32.to_be_bytes());
+        (Asked { xid: PING, op: Op::Ping, at, ours: true }, frame)
     }
 
     /// The bare answer that the gate itself gives: a header with this error code.
@@ -296,6 +308,17 @@ impl Ledger {
         self.0.iter().find(|asked| asked.op == Op::Close)
     }
 
+    /// The request that a reply with this number must answer. The gate's own pings may be overtaken, as the client does
+    /// not see them; all pings have the same number, so the first one is meant.
+    fn take(&mut self, xid: i32) -> Option<Asked> {
+        let theirs = self.0.iter().position(|asked| !asked.ours);
+        let at = match self.0.iter().position(|asked| asked.op == Op::Ping) {
+            Some(first) if xid == PING && self.0.get(first)?.ours => first,
+            _ => theirs?,
+        };
+        self.0.remove(at)
+    }
+
     /// Takes a frame from the server.
     ///
     /// # Errors
@@ -308,7 +331,7 @@ impl Ledger {
         if xid == -1 {
             return if error == 0 { check_event(reader.0) } else { nonsense("an event with an error") };
         }
-        match self.0.pop_front() {
+        match self.take(xid) {
             None => nonsense(format!("a reply (xid {xid}) to nothing")),
             Some(asked) if asked.xid != xid => {
                 nonsense(format!("a reply to xid {xid} where {} is due", asked.xid))
@@ -364,7 +387,7 @@ mod tests {
 
     fn asking(xid: i32, op: Op) -> Ledger {
         let mut ledger = Ledger::default();
-        ledger.ask(Asked { xid, op, at: Instant::now() });
+        ledger.ask(Asked { xid, op, at: Instant::now(), ours: false });
         ledger
     }
 
@@ -433,13 +456,34 @@ mod tests {
     #[test]
     fn replies_must_come_in_order() {
         let mut ledger = asking(1, Op::Delete);
-        ledger.ask(Asked { xid: 2, op: Op::Delete, at: Instant::now() });
+        ledger.ask(Asked { xid: 2, op: Op::Delete, at: Instant::now(), ours: false });
         assert!(matches!(ledger.reply(&reply(1, 0, b"")), Ok(Reply::Answer { asked, .. }) if asked.xid == 1));
         assert!(ledger.reply(&reply(3, 0, b"")).is_err(), "a wrong xid");
         assert!(asking(-2, Op::Ping).reply(&reply(-2, 0, b"")).is_ok());
         assert!(asking(1, Op::Delete).reply(&reply(-2, 0, b"")).is_err(), "a ping's answer nobody asked for");
         assert!(Ledger::default().reply(&reply(1, 0, b"")).is_err(), "an unsolicited reply");
         assert!(Ledger::default().reply(&[0; 15]).is_err(), "half a header");
+    }
+
+    #[test]
+    fn the_gates_own_pings_stand_in_nobodys_way() {
+        let took = |ledger: &mut Ledger, xid: i32| match ledger.reply(&reply(xid, 0, b"")) {
+            Ok(Reply::Answer { asked, .. }) => Some((asked.xid, asked.ours)),
+            _ => None,
+        };
+        let mut ledger = asking(1, Op::Delete);
+        ledger.ask(Asked::ping(Instant::now()).0);
+        ledger.ask(Asked { xid: -2, op: Op::Ping, at: Instant::now(), ours: false });
+        assert_eq!(took(&mut ledger, -2), Some((-2, true)), "overtaking");
+        assert_eq!(took(&mut ledger, 1), Some((1, false)));
+        assert_eq!(took(&mut ledger, -2), Some((-2, false)));
+        ledger.ask(Asked::ping(Instant::now()).0);
+        ledger.ask(Asked { xid: 3, op: Op::Delete, at: Instant::now(), ours: false });
+        assert_eq!(took(&mut ledger, 3), Some((3, false)), "overtaken");
+        assert_eq!(took(&mut ledger, -2), Some((-2, true)));
+        assert_eq!(took(&mut ledger, -2), None);
+        let (asked, frame) = Asked::ping(Instant::now());
+        assert_eq!(Asked::parse(&frame, asked.at), Ok(Asked { ours: false, ..asked }));
     }
 
     #[test]

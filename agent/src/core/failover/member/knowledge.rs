@@ -284,7 +284,7 @@ impl Member {
     }
 
     /// `/redis/paused/<host>`, beside the shards.
-    fn host_pause_path(&self) -> String {
+    pub(super) fn host_pause_path(&self) -> String {
         let above = self.plan.root.rsplit_once('/').map_or("", |(above, _)| above);
         let host = super::split(&self.plan.address).map_or_else(String::new, |(host, _)| host);
         format!("{above}/paused/{host}")

@@ -297,10 +297,10 @@ impl Gate {
         let asked = Asked::parse(&frame, Instant::now())?;
         let relayed = client.relays().is_some() && client.relays() == self.upstream.epoch();
         let farewell = asked.op == Op::Close;
-        if relayed && (!farewell || orders.closing.is_some()) {
+        if relayed && (!farewell || orders.closing.is_some() && !orders.leaving) {
             self.upstream.send(asked, &frame);
         } else if relayed {
-            // Only a close ends a session; a client that is merely replaced must leave it alive.
+            // Only a close ends a session; a client that is merely replaced, or left behind, must leave it alive.
             client.dismiss(&asked);
         } else {
             client.answer(&asked, if farewell { 0 } else { code::CONNECTION_LOSS });

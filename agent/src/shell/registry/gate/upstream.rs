@@ -29,6 +29,8 @@ use crate::shell::registry::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// After a connection that stood for so long the next one is not waited for.
 const PROVEN: Duration = Duration::from_secs(1);
+/// Pings in a session timeout: what was acknowledged last is then never older than a sixth of it.
+const PINGS: u32 = 10;
 /// After so many refusals in a row of a session that is long overdue, a new one is asked for.
 const REFUSALS: u32 = 8;
 
@@ -53,7 +55,8 @@ enum Stage {
     /// A session was asked for.
     Greeting { connection: Connection, until: Instant },
     /// A session stands. `answered`: a request on it was, so the server does serve us.
-    Up { connection: Connection, ledger: Ledger, epoch: u64, since: Instant, answered: bool },
+    /// `asked`: when the last request on it was sent.
+    Up { connection: Connection, ledger: Ledger, epoch: u64, since: Instant, answered: bool, asked: Instant },
 }
 
 /// The session as the gate holds it, over connections.
@@ -175,7 +178,7 @@ impl Upstream {
             | Stage::Resolving { until }
             | Stage::Connecting { until, .. }
             | Stage::Greeting { until, .. } => Some(*until),
-            Stage::Up { .. } => None,
+            Stage::Up { asked, .. } => Some(*asked + self.session.timeout / PINGS),
         }
     }
 
@@ -184,7 +187,8 @@ impl Upstream {
         self.shared.figures(|status| status.cuts += 1);
     }
 
-    /// Goes on with what is due.
+    /// Goes on with what is due. On an idle connection that is a ping: leases are counted from the last request that
+    /// was acknowledged.
     ///
     /// # Errors
     /// Why the attempt or connection is over.
@@ -204,6 +208,12 @@ impl Upstream {
                 let why = format!("{} gave no session in time", connection.address);
                 self.count_cut();
                 return Err(why);
+            }
+            Stage::Up { asked, ledger, .. }
+                if now >= *asked + self.session.timeout / PINGS && ledger.closing().is_none() =>
+            {
+                let (ping, frame) = Asked::ping(now);
+                self.send(ping, &frame);
             }
             _ => {}
         }
@@ -249,9 +259,10 @@ impl Upstream {
         self.shared.link_down(why);
     }
 
-    /// Sends a request of the client.
+    /// Sends a request of the client or of the gate.
     pub(super) fn send(&mut self, asked: Asked, frame: &[u8]) {
-        if let Stage::Up { connection, ledger, .. } = &mut self.stage {
+        if let Stage::Up { connection, ledger, asked: last, .. } = &mut self.stage {
+            *last = asked.at;
             ledger.ask(asked);
             connection.out.extend(framed(frame));
             // A broken stream shows itself at the next read.
@@ -360,6 +371,7 @@ impl Upstream {
             epoch: self.epochs,
             since: now,
             answered: false,
+            asked: now,
         };
     }
 
@@ -391,6 +403,9 @@ impl Upstream {
                     self.session.heard = now;
                     heed(&self.shared, &mut self.session, reply)?;
                     *answered |= matches!(reply, Reply::Answer { asked, .. } if asked.op != Op::Auth);
+                    if matches!(reply, Reply::Answer { asked, .. } if asked.ours) {
+                        continue;
+                    }
                 }
                 Err(Nonsense(what)) => return Err(cut(&self.shared, connection.address, &what)),
             }

@@ -1,6 +1,8 @@
 //! The plugin against real redis servers, started as the plugin itself says.
 #![allow(clippy::unwrap_used)]
 
+mod shard;
+
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader, Read, Write},
@@ -36,7 +38,10 @@ impl Server {
     }
 
     fn start_at(state: &Path, port: u16, conf: &str, redis_args: &str, wanted: &str) -> Self {
-        let mut backend = backend(state, port, conf, redis_args);
+        Self::start_with(backend(state, port, conf, redis_args, &[]), port, wanted)
+    }
+
+    fn start_with(mut backend: Harness, port: u16, wanted: &str) -> Self {
         let plan = backend.plan().unwrap();
         let dir = plan.texts("dir")[0].clone();
         std::fs::create_dir_all(&dir).unwrap();
@@ -112,20 +117,22 @@ fn talk(stream: &mut TcpStream, commands: &str, lines: usize) -> Vec<String> {
     answer.lines().map(str::to_owned).collect()
 }
 
-fn backend(state: &Path, port: u16, conf: &str, redis_args: &str) -> Harness {
+fn backend(state: &Path, port: u16, conf: &str, redis_args: &str, more: &[(&str, &str)]) -> Harness {
     let file = state.join(format!("redis-{port}.conf"));
     std::fs::write(&file, conf).unwrap();
-    Harness::replicated::<Redis>(&[
-        ("redis_conf", file.to_str().unwrap().as_bytes()),
-        ("redis_conf.content", conf.as_bytes()),
-        ("redis_args", redis_args.as_bytes()),
-        ("program", PROGRAM.as_bytes()),
-        ("port", port.to_string().as_bytes()),
-        ("maxmem_mb", b"32"),
-        ("bind", b"127.0.0.1"),
-        ("state_dir", state.to_str().unwrap().as_bytes()),
-    ])
-    .unwrap()
+    let port = port.to_string();
+    let usual = [
+        ("redis_conf", file.to_str().unwrap()),
+        ("redis_conf.content", conf),
+        ("redis_args", redis_args),
+        ("program", PROGRAM),
+        ("port", &port),
+        ("maxmem_mb", "32"),
+        ("bind", "127.0.0.1"),
+        ("state_dir", state.to_str().unwrap()),
+    ];
+    let settings: Vec<_> = usual.iter().chain(more).map(|(name, value)| (*name, value.as_bytes())).collect();
+    Harness::replicated::<Redis>(&settings).unwrap()
 }
 
 fn free_port() -> u16 {
@@ -241,7 +248,7 @@ fn a_wrong_and_a_missing_password_are_refused_by_name() {
             "NOAUTH Authentication required. (AUTH: WRONGPASS invalid username-password pair or user is disabled.)",
         ),
     ] {
-        server.backend = backend(state.path(), server.port, conf, "");
+        server.backend = backend(state.path(), server.port, conf, "", &[]);
         let told = server.ask(Hook::Probe, &[]).unwrap();
         assert_eq!(told.health, Some((raw::REFUSED, why.to_owned())));
     }
@@ -253,7 +260,7 @@ fn a_wrong_and_a_missing_password_are_refused_by_name() {
 fn a_password_that_the_server_does_not_ask_for_does_no_harm() {
     let state = state();
     let mut server = Server::start(state.path(), "");
-    server.backend = backend(state.path(), server.port, "requirepass gone\n", "");
+    server.backend = backend(state.path(), server.port, "requirepass gone\n", "", &[]);
     assert_eq!(server.health(), serving());
 }
 
@@ -399,7 +406,7 @@ fn the_orders_of_a_failover_work_with_a_password() {
 #[test]
 fn orders_without_their_arguments_are_refused() {
     let state = state();
-    let mut backend = backend(state.path(), 1, "", "");
+    let mut backend = backend(state.path(), 1, "", "", &[]);
     let mut nowhere = std::io::Cursor::new(Vec::new());
     for (hook, args, why) in [
         (Hook::Follow, &[][..], "argument `host` is not set"),

@@ -1,0 +1,235 @@
+//! A host's members of shards among its instances: what they must hear of, and what comes of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
+
+use super::{
+    Action, EnginePlan, HostIdentity, InstanceId, Now,
+    alert::AlertBook,
+    failover::{Command, Input, Life, Member, Order, RequestId, ShardPlan, ShardReport, Wish},
+};
+use crate::shell::registry::{Change, Mode, Node, RegistryEvent, SessionFacts};
+
+/// What the members may use while they decide.
+pub(super) struct Means<'a> {
+    pub(super) now: Now,
+    pub(super) actions: &'a mut Vec<Action>,
+    pub(super) alerts: &'a mut AlertBook,
+}
+
+/// The members of this host, one for each instance that has peers.
+#[derive(Debug, Default)]
+pub(super) struct Shards {
+    members: BTreeMap<InstanceId, Member>,
+    /// Who waits for the answer to which request of the registry.
+    waiting: BTreeMap<u64, (InstanceId, RequestId)>,
+    tokens: u64,
+    session: Option<SessionFacts>,
+    connected: bool,
+}
+
+impl Shards {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.members.values().filter_map(Member::next_deadline).min()
+    }
+
+    /// The paths that the members keep in the registry's tree.
+    pub(super) fn paths(&self) -> impl Iterator<Item = String> {
+        self.members.values().map(Member::node_path)
+    }
+
+    pub(super) fn reports(&self, now: Now) -> Vec<ShardReport> {
+        self.members.values().map(|member| member.report(now)).collect()
+    }
+
+    /// As whose replica an instance is to be started.
+    pub(super) fn start_as(&self, id: InstanceId) -> Option<(String, u16)> {
+        self.members.get(&id).map(Member::start_as)
+    }
+
+    // Who is a member
+
+    /// Makes the members those of `instances`, with the plan of their engine.
+    pub(super) fn configure<'a>(
+        &mut self,
+        instances: impl Iterator<Item = (InstanceId, Option<&'a EnginePlan>)>,
+        identity: &HostIdentity,
+        means: &mut Means<'_>,
+    ) {
+        let mut kept = BTreeSet::new();
+        for (id, engine) in instances {
+            let Some(plan) = engine.and_then(|engine| shard_plan(engine, identity, id.port)) else {
+                continue;
+            };
+            kept.insert(id);
+            if self.members.contains_key(&id) {
+                self.give(id, Input::Plan(Box::new(plan)), means);
+                continue;
+            }
+            self.members.insert(id, Member::new(means.now, plan));
+            self.give(id, Input::Session(self.session.clone()), means);
+            if self.connected {
+                self.give(id, Input::Connected, means);
+            }
+        }
+        let gone: Vec<InstanceId> = self.members.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in gone {
+            let commands = self.members.get_mut(&id).map(|member| member.farewell(means.now));
+            self.carry_out(id, commands.unwrap_or_default(), means);
+            self.members.remove(&id);
+            means.actions.push(Action::Lease { id, until: None });
+        }
+    }
+
+    // What they hear
+
+    pub(super) fn session(&mut self, facts: Option<SessionFacts>, means: &mut Means<'_>) {
+        self.session.clone_from(&facts);
+        self.give_all(&Input::Session(facts), means);
+    }
+
+    pub(super) fn registry(&mut self, news: &RegistryEvent, means: &mut Means<'_>) {
+        match news {
+            RegistryEvent::Connected { .. } => {
+                self.connected = true;
+                self.give_all(&Input::Connected, means);
+            }
+            RegistryEvent::Lost { .. } => {
+                self.connected = false;
+                self.give_all(&Input::Lost, means);
+            }
+            RegistryEvent::Changed { path } => {
+                let concerned: Vec<InstanceId> = self
+                    .members
+                    .iter()
+                    .filter(|(_, member)| member.concerns(path))
+                    .map(|(id, _)| *id)
+                    .collect();
+                for id in concerned {
+                    self.give(id, Input::Changed { path: path.clone() }, means);
+                }
+            }
+            RegistryEvent::Answered { token, answer } => {
+                if let Some((id, request)) = self.waiting.remove(token) {
+                    self.give(id, Input::Answered { request, answer: answer.clone() }, means);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What is known of an instance's process.
+    pub(super) fn life(&mut self, id: InstanceId, life: Life, means: &mut Means<'_>) {
+        if self.members.get(&id).is_some_and(|member| member.life() != life) {
+            self.give(id, Input::Server(life), means);
+        }
+    }
+
+    /// Whoever is due; before anything else of this moment, for a lease may have run out.
+    pub(super) fn tick(&mut self, means: &mut Means<'_>) {
+        let due = |member: &Member| member.next_deadline().is_some_and(|at| at <= means.now.at);
+        let due: Vec<InstanceId> = self.members.iter().filter(|(_, m)| due(m)).map(|(id, _)| *id).collect();
+        for id in due {
+            self.give(id, Input::Tick, means);
+        }
+    }
+
+    pub(super) fn give_all(&mut self, input: &Input, means: &mut Means<'_>) {
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.give(id, input.clone(), means);
+        }
+    }
+
+    pub(super) fn give(&mut self, id: InstanceId, input: Input, means: &mut Means<'_>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let commands = member.step(means.now, input);
+        self.carry_out(id, commands, means);
+    }
+
+    /// An operator's wish for a shard, named by its id, a member's address, or the port of an instance of this host.
+    pub(super) fn wish(&mut self, shard: &str, wish: Wish, means: &mut Means<'_>) -> Result<(), String> {
+        let named = |(id, member): &(&InstanceId, &mut Member)| {
+            shard == id.port.to_string()
+                || member.plan().id() == shard
+                || member.plan().members.iter().any(|a| a == shard)
+        };
+        let Some((id, member)) = self.members.iter_mut().find(named) else {
+            return Err(format!("no shard of this host is named {shard}"));
+        };
+        let (id, commands) = (*id, member.wish(means.now, wish)?);
+        self.carry_out(id, commands, means);
+        Ok(())
+    }
+
+    // What comes of it
+
+    fn carry_out(&mut self, id: InstanceId, commands: Vec<Command>, means: &mut Means<'_>) {
+        let Some(member) = self.members.get(&id) else { return };
+        let (path, shard, time) = (member.node_path(), member.plan().id(), member.plan().timing.order);
+        for command in commands {
+            let action = match command {
+                Command::Request(request, what) => {
+                    self.tokens += 1;
+                    self.waiting.insert(self.tokens, (id, request));
+                    Action::Request { token: self.tokens, request: what }
+                }
+                Command::Publish(content) => {
+                    let node = Node { mode: Mode::Ephemeral, content };
+                    Action::Publish(vec![Change::Put { path: path.clone(), node }])
+                }
+                Command::Order(order) => {
+                    // A fence that comes late is no fence: what is left of its time goes to the kill.
+                    let time = if matches!(order, Order::Fence { .. }) {
+                        time.min(member.plan().timing.fence / 2)
+                    } else {
+                        time
+                    };
+                    Action::Order { id, order, deadline: means.now.at + time }
+                }
+                Command::Lease(until) => Action::Lease { id, until },
+                Command::Kill => Action::Kill { id },
+                Command::Fire { what, severity, summary } => {
+                    match means.alerts.fire(means.now.unix_ms, &format!("{what}/{shard}"), severity, &summary)
+                    {
+                        Some(alert) => Action::Alert(alert),
+                        None => continue,
+                    }
+                }
+                Command::Resolve { what, summary } => {
+                    match means.alerts.resolve(means.now.unix_ms, &format!("{what}/{shard}"), &summary) {
+                        Some(alert) => Action::Alert(alert),
+                        None => continue,
+                    }
+                }
+                Command::Log(level, text) => Action::Log(level, text),
+            };
+            means.actions.push(action);
+        }
+    }
+}
+
+/// The shard of an instance; `None`: it is alone.
+fn shard_plan(engine: &EnginePlan, identity: &HostIdentity, port: u16) -> Option<ShardPlan> {
+    let shards = engine.shards.as_ref()?;
+    let own: IpAddr = identity.ip.parse().ok()?;
+    let hosts: BTreeSet<IpAddr> = shards.peers.iter().copied().chain([own]).collect();
+    if hosts.len() < 2 {
+        return None;
+    }
+    let address = |host: &IpAddr| std::net::SocketAddr::new(*host, port).to_string();
+    Some(ShardPlan {
+        root: shards.root.clone(),
+        address: address(&own),
+        members: hosts.iter().map(address).collect(),
+        host_id: identity.host_id.clone(),
+        nonce: identity.nonce.clone(),
+        timing: shards.timing.clone(),
+        fencing: shards.fencing,
+        failsafe: shards.failsafe,
+        max_lag: shards.max_lag,
+        min_replicas: shards.min_replicas,
+    })
+}

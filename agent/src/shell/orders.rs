@@ -1,0 +1,239 @@
+//! Orders to members of shards: each has a connection of its own, so that probes and orders never wait for one another.
+//!
+//! One order runs at a time; each is answered once. Before a server may be a master its fence is rehearsed, so that the
+//! fencer knows by heart what to send and what to expect.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    exchange::{Line, Matter},
+    fencer::{Fencer, Means},
+    poll::{Poll, Ready},
+};
+use crate::core::{
+    Event, InstanceId, Outcome, Pid,
+    failover::{FENCE_FOR, Order, Ordered},
+};
+
+/// How long a rehearsal may take.
+const REHEARSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// How far the fencer is with a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// The fence is to be rehearsed as soon as the server answers.
+    Unrehearsed,
+    /// It is being rehearsed.
+    Rehearsing,
+    /// The fencer was told.
+    Told,
+}
+
+#[derive(Debug)]
+struct Desk {
+    line: Line,
+    address: SocketAddr,
+    /// How long fencing may take.
+    within: Duration,
+    /// The instance, for people: `redis:16379`.
+    key: String,
+    pid: Option<Pid>,
+    readiness: Readiness,
+    /// What runs, and when it is overdue.
+    running: Option<(Matter, Instant)>,
+    /// An order that came while something else ran.
+    waiting: Option<(Order, Instant)>,
+}
+
+/// The lines for orders, and the fencer behind them.
+#[derive(Debug)]
+pub struct Orders {
+    desks: HashMap<InstanceId, Desk>,
+    fencer: Fencer,
+    events: VecDeque<Event>,
+}
+
+impl Orders {
+    /// None yet.
+    pub fn new(fencer: Fencer) -> Orders {
+        Orders { desks: HashMap::new(), fencer, events: VecDeque::new() }
+    }
+
+    /// What the core is to be told next.
+    pub fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether there is nothing to tell.
+    pub fn is_quiet(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// When [`Orders::tick`] wants to be called.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let running = self.desks.values().filter_map(|desk| Some(desk.running.as_ref()?.1));
+        running.chain(self.fencer.next_deadline()).min()
+    }
+
+    /// A member of a shard is about to be started: `line` leads to it.
+    pub fn open(
+        &mut self,
+        poll: &mut Poll,
+        id: InstanceId,
+        key: String,
+        line: Line,
+        address: SocketAddr,
+        within: Duration,
+    ) {
+        self.close(poll, id);
+        let readiness = Readiness::Unrehearsed;
+        let desk = Desk { line, address, within, key, pid: None, readiness, running: None, waiting: None };
+        self.desks.insert(id, desk);
+    }
+
+    /// It is a member no more.
+    pub fn close(&mut self, poll: &mut Poll, id: InstanceId) {
+        self.process(poll, id, None);
+        self.desks.remove(&id);
+    }
+
+    /// Its process, or that there is none any more.
+    pub fn process(&mut self, poll: &mut Poll, id: InstanceId, pid: Option<Pid>) {
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        desk.pid = pid;
+        desk.readiness = Readiness::Unrehearsed;
+        if pid.is_some() {
+            return;
+        }
+        desk.line.hang_up(poll);
+        let orders = [
+            desk.running.take().filter(|(matter, _)| matches!(matter, Matter::Order(_))).map(|_| ()),
+            desk.waiting.take().map(|_| ()),
+        ];
+        for () in orders.into_iter().flatten() {
+            let ordered = Ordered::Failed("its process is gone".to_owned());
+            self.events.push_back(Event::Ordered { id, ordered });
+        }
+        self.fencer.disarm(id);
+        self.tell_fencers_news();
+    }
+
+    /// Gives an order.
+    pub fn order(&mut self, poll: &mut Poll, id: InstanceId, order: Order, deadline: Instant) {
+        match self.desks.get_mut(&id) {
+            Some(desk) if desk.pid.is_some() => {
+                if desk.running.is_some() {
+                    desk.waiting = Some((order, deadline));
+                } else {
+                    self.begin(poll, id, Matter::Order(order), deadline);
+                }
+            }
+            _ => {
+                let ordered = Ordered::Failed("there is no process".to_owned());
+                self.events.push_back(Event::Ordered { id, ordered });
+            }
+        }
+    }
+
+    /// Until when an instance may be a master.
+    pub fn lease(&mut self, id: InstanceId, until: Option<Instant>) {
+        self.fencer.lease(id, until);
+    }
+
+    fn begin(&mut self, poll: &mut Poll, id: InstanceId, matter: Matter, deadline: Instant) {
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        desk.running = Some((matter.clone(), deadline));
+        if let Some(outcome) = desk.line.begin(poll, matter.clone(), Instant::now(), deadline) {
+            self.ended(poll, id, matter, outcome);
+        }
+    }
+
+    /// A connection for orders is ready.
+    pub fn ready(&mut self, poll: &mut Poll, id: InstanceId, ready: Ready) {
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        if let Some((matter, outcome)) = desk.line.ready(poll, ready, Instant::now()) {
+            self.ended(poll, id, matter, outcome);
+        }
+    }
+
+    /// The fencer's socket is ready.
+    pub fn fencer_ready(&mut self, poll: &mut Poll, ready: Ready) {
+        self.fencer.ready(poll, ready);
+        self.tell_fencers_news();
+    }
+
+    /// Ends what is overdue.
+    pub fn tick(&mut self, poll: &mut Poll, now: Instant) {
+        let overdue = |desk: &Desk| desk.running.as_ref().is_some_and(|(_, at)| *at <= now);
+        let late: Vec<InstanceId> =
+            self.desks.iter().filter(|(_, desk)| overdue(desk)).map(|(id, _)| *id).collect();
+        for id in late {
+            let Some(desk) = self.desks.get_mut(&id) else { continue };
+            let Some((matter, _)) = desk.running.clone() else { continue };
+            let what = desk.line.expire(poll, now).map_or_else(|| "no answer".to_owned(), |(_, what)| what);
+            self.ended(poll, id, matter, Outcome::Failed { why: format!("{what} in time") });
+        }
+        self.fencer.tick(poll, now);
+        self.tell_fencers_news();
+    }
+
+    fn tell_fencers_news(&mut self) {
+        while let Some((id, armed)) = self.fencer.news() {
+            self.events.push_back(Event::Fencer { id, armed });
+        }
+    }
+
+    fn ended(&mut self, poll: &mut Poll, id: InstanceId, matter: Matter, outcome: Outcome) {
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        desk.running = None;
+        let answers = matches!(outcome, Outcome::Obeyed(_));
+        match &matter {
+            Matter::Rehearsal => self.rehearsed(poll, id, &outcome),
+            _ => self.events.push_back(Event::Ordered { id, ordered: ordered(outcome) }),
+        }
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        if desk.readiness == Readiness::Unrehearsed && answers {
+            desk.readiness = Readiness::Rehearsing;
+            return self.begin(poll, id, Matter::Rehearsal, Instant::now() + REHEARSAL_LIMIT);
+        }
+        if let Some((order, deadline)) = desk.waiting.take() {
+            self.begin(poll, id, Matter::Order(order), deadline);
+        }
+    }
+
+    /// The fencer learns how to fence the server, or that only its death helps.
+    fn rehearsed(&mut self, poll: &mut Poll, id: InstanceId, outcome: &Outcome) {
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        let Some(pid) = desk.pid.filter(|_| desk.readiness == Readiness::Rehearsing) else { return };
+        desk.readiness = Readiness::Told;
+        let known = desk
+            .line
+            .fence_by_heart(FENCE_FOR, Instant::now())
+            .filter(|_| matches!(outcome, Outcome::Obeyed(_)));
+        if known.is_none() {
+            log::warn!("{}: its fence cannot be rehearsed ({outcome:?}): a fencer would kill it", desk.key);
+        }
+        let (send, expect) = known.unwrap_or_default();
+        let means = Means { address: desk.address, send, expect, within: desk.within };
+        let key = desk.key.clone();
+        self.fencer.arm(poll, id, &key, pid, means);
+        self.tell_fencers_news();
+    }
+}
+
+fn ordered(outcome: Outcome) -> Ordered {
+    match outcome {
+        Outcome::Obeyed(view) => Ordered::Done(view),
+        Outcome::Unsupported => Ordered::Unsupported,
+        Outcome::Missed { why, .. } | Outcome::Hindered { why } | Outcome::Failed { why } => {
+            Ordered::Failed(why)
+        }
+        Outcome::Answered { .. } | Outcome::Sampled { .. } => {
+            Ordered::Failed("an answer to another question".to_owned())
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What must hold at every step, whatever goes wrong.
+
+use std::time::Duration;
+
+use yagent::core::failover::{IntentKind, Phase, ShardState};
+
+use super::{
+    redis::{Of, Place},
+    replication::LinkState,
+    world::World,
+};
+use crate::world::{Micros, SECOND};
+
+/// The master that clients use.
+#[derive(Clone, Debug)]
+pub(super) struct Published {
+    pub(super) host: usize,
+    epoch: u64,
+    forced: bool,
+}
+
+/// An acknowledged write.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    place: Place,
+    at: Micros,
+    /// The master was alone on record: only these members might still be promoted, as bits.
+    heirs: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    pub(super) violation: Option<String>,
+    pub(super) published: Option<Published>,
+    pub(super) state: Option<ShardState>,
+    /// What was acknowledged and is not known to be lost.
+    writes: Vec<Write>,
+    last_write: Micros,
+    /// When a host's agent last went on after it was stopped.
+    pub(super) resumed: Vec<Micros>,
+    pub(super) steps: u64,
+    pub(super) happenings: u64,
+    pub(super) tally: Tally,
+}
+
+/// What came about, for people.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) seconds: u64,
+    pub(super) steps: u64,
+    pub(super) happenings: u64,
+    pub(super) writes: u64,
+    pub(super) masters: u64,
+    pub(super) switchovers: u64,
+    pub(super) forced: u64,
+    pub(super) lost: u64,
+    pub(super) hopeless: u64,
+    pub(super) unguarded: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, one: Tally) {
+        self.seconds += one.seconds;
+        self.steps += one.steps;
+        self.happenings += one.happenings;
+        self.writes += one.writes;
+        self.masters += one.masters;
+        self.switchovers += one.switchovers;
+        self.forced += one.forced;
+        self.lost += one.lost;
+        self.hopeless += one.hopeless;
+        self.unguarded += one.unguarded;
+    }
+}
+
+fn micros(duration: Duration) -> Micros {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn is_forced(state: &ShardState) -> bool {
+    state.intent.as_ref().is_some_and(|i| i.kind == IntentKind::Force && i.to == state.master)
+}
+
+impl World {
+    // `state`
+
+    pub(super) fn state_changed(&mut self, content: &[u8]) {
+        let Ok(state) = serde_json::from_slice::<ShardState>(content) else {
+            return self.violate("`state` is no state".to_owned());
+        };
+        let last = self.checks.state.replace(state.clone());
+        if let Some(last) = &last {
+            if state.epoch < last.epoch {
+                return self.violate(format!("the epoch goes back from {} to {}", last.epoch, state.epoch));
+            }
+            if state.epoch == last.epoch && state.master != last.master {
+                return self.violate(format!("epoch {} has two masters", state.epoch));
+            }
+        }
+        let known = self.checks.published.as_ref().map_or(0, |published| published.epoch);
+        if state.phase == Phase::Done && state.epoch != known {
+            self.published(&state, last.as_ref());
+        }
+    }
+
+    /// A master begins to be one for clients.
+    fn published(&mut self, state: &ShardState, last: Option<&ShardState>) {
+        let Some(host) = self.host_of(&state.master) else {
+            return self.violate(format!("{} is published, and no member", state.master));
+        };
+        let promoting = last.filter(|last| last.epoch == state.epoch);
+        let forced = promoting.is_some_and(is_forced);
+        let handed = promoting.is_some_and(|last| last.handover.is_some());
+        let before = self.checks.published.replace(Published { host, epoch: state.epoch, forced });
+        self.log(|| format!("== host {host} is published, epoch {}", state.epoch));
+        let tally = &mut self.checks.tally;
+        tally.masters += 1;
+        tally.forced += u64::from(forced);
+        tally.switchovers += u64::from(handed);
+        let solo_heirs = 1_u32 << host;
+        let data = self.hosts[host].redis.data;
+        let lost: Vec<Write> = {
+            let histories = &self.histories;
+            let (kept, lost) =
+                self.checks.writes.iter().partition(|write| histories.contains(data, write.place));
+            self.checks.writes = kept;
+            lost
+        };
+        if lost.is_empty() {
+            return;
+        }
+        self.checks.tally.lost += lost.len() as u64;
+        if handed {
+            return self.violate(format!("a planned switchover loses {} writes", lost.len()));
+        }
+        if forced || before.is_none_or(|before| before.host == host) {
+            return;
+        }
+        if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
+            return self.violate(format!("host {host} is promoted without what was written while alone"));
+        }
+        let age = lost.iter().map(|write| self.checks.last_write - write.at).max().unwrap_or(0);
+        if age > self.grace() {
+            self.violate(format!("host {host} is promoted and misses {:.1} s of writes", age as f64 / 1e6));
+        }
+    }
+
+    /// How old a write may be, at the last one, that an automatic promotion loses.
+    fn grace(&self) -> Micros {
+        2 * micros(self.setting.timing.session) + 10 * SECOND
+    }
+
+    // Writes
+
+    pub(super) fn write_acknowledged(&mut self, host: usize, place: Place) {
+        self.checks.tally.writes += 1;
+        let state = self.checks.state.as_ref();
+        let coming =
+            state.is_some_and(|s| s.phase == Phase::Promoting && self.host_of(&s.master) == Some(host));
+        let exempt = coming || !self.setting.fencing || self.hosts[host].unguarded;
+        match &self.checks.published {
+            Some(published) if published.host != host && !published.forced && !exempt => {
+                let master = published.host;
+                return self
+                    .violate(format!("host {host} takes a write although host {master} is the master"));
+            }
+            None if !exempt => {
+                return self.violate(format!("host {host} takes a write although there is no master"));
+            }
+            Some(published) if published.host == host => {
+                let whole = self.checks.writes.last().is_none_or(|w| self.histories.contains(place, w.place));
+                if !whole && state.is_some_and(|s| s.epoch == published.epoch && s.phase == Phase::Done) {
+                    return self.violate(format!("host {host} lost its data and goes on as the master"));
+                }
+            }
+            _ => {}
+        }
+        self.tally_unguarded(host, coming);
+        let ours = self.checks.published.as_ref().is_some_and(|p| p.host == host);
+        let state = self.checks.state.as_ref().filter(|s| s.solo && ours && s.phase == Phase::Done);
+        let heirs = state.map(|state| {
+            let bits = state.heirs.iter().filter_map(|heir| self.host_of(heir)).map(|heir| 1_u32 << heir);
+            bits.fold(0, |all, bit| all | bit)
+        });
+        if ours || coming {
+            self.checks.last_write = self.t;
+            self.checks.writes.push(Write { place, at: self.t, heirs });
+        }
+    }
+
+    fn tally_unguarded(&mut self, host: usize, coming: bool) {
+        let other = self.checks.published.as_ref().is_some_and(|p| p.host != host && !p.forced);
+        if other && !coming && self.setting.fencing && self.hosts[host].unguarded {
+            self.checks.tally.unguarded += 1;
+        }
+    }
+
+    // Promotions
+
+    pub(super) fn check_promotion(&mut self, host: usize) {
+        let Some(state) = &self.checks.state else { return };
+        let keys = |h: usize| self.histories.keys(self.hosts[h].redis.data);
+        if is_forced(state) || keys(host) > 0 || state.keys == 0 {
+            return;
+        }
+        let full = (0..self.hosts.len()).find(|h| {
+            *h != host && self.hosts[*h].redis.pid != 0 && keys(*h) > 0 && self.hosts[*h].agent.is_some()
+        });
+        if let Some(full) = full {
+            self.violate(format!("host {host} is promoted empty although host {full} has data"));
+        }
+    }
+
+    // With the faults gone
+
+    /// Why the shard is not as it should be.
+    pub(super) fn unsettled(&mut self) -> Option<String> {
+        let state = self.checks.state.clone()?;
+        let Some(state) = Some(state).filter(|state| state.phase == Phase::Done) else {
+            return Some("no master is published".to_owned());
+        };
+        let master = self.host_of(&state.master)?;
+        let lock = self.hosts[master].plan.path("lock");
+        let owner = self.zoo.owner(&lock).and_then(|session| self.zoo.host_of_session(session));
+        if owner != Some(master) {
+            return Some(format!("host {master} leads and the lock is of {owner:?}"));
+        }
+        let wall = self.wall(master);
+        let redis = &self.hosts[master].redis;
+        if !redis.is_master() || redis.is_loading(self.t) || redis.is_paused(wall) {
+            return Some(format!("host {master} leads and takes no writes"));
+        }
+        for host in (0..self.hosts.len()).filter(|host| *host != master) {
+            let redis = &self.hosts[host].redis;
+            let follows = redis.pid != 0 && redis.of == Of::Host(master) && redis.link.state == LinkState::Up;
+            if !follows {
+                return Some(format!("host {host} does not follow: {:?}, {:?}", redis.of, redis.link.state));
+            }
+        }
+        if state.intent.is_some() {
+            return Some("a wish is not answered".to_owned());
+        }
+        (self.t > self.checks.last_write + 5 * SECOND).then(|| "nothing is written".to_owned())
+    }
+
+    /// Nobody may be promoted by the rules, and somebody says so.
+    pub(super) fn is_hopeless(&self) -> bool {
+        let says = |host: &super::world::Host| {
+            host.agent.as_ref().is_some_and(|agent| agent.alerts.contains(&"shard-no-candidate"))
+        };
+        let candidate = (0..self.hosts.len()).any(|host| self.is_candidate(host));
+        !candidate && (self.checks.state.is_none() || self.hosts.iter().any(says))
+    }
+
+    /// By the rules, from what really is.
+    fn is_candidate(&self, host: usize) -> bool {
+        let redis = &self.hosts[host].redis;
+        let Some(state) = &self.checks.state else { return redis.priority > 0 };
+        let recorded = self.host_of(&state.master) == Some(host);
+        let keys = self.histories.keys(redis.data);
+        let name = format!("{:08x}", redis.data.id);
+        let shares = state.replid.is_empty() || name == state.replid || name == state.replid2;
+        let alone = state.solo && !recorded && !state.heirs.contains(&self.hosts[host].plan.address);
+        let lag = state.offset.max(self.best_offset(&name)) - redis.data.offset;
+        let behind = u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
+        redis.pid != 0
+            && redis.priority > 0
+            && (keys > 0 || state.keys == 0)
+            && shares
+            && !alone
+            && !(behind && state.replid == name)
+            && (redis.data.offset > 0 || state.replid.is_empty())
+    }
+
+    fn best_offset(&self, name: &str) -> i64 {
+        let same = self.hosts.iter().filter(|h| format!("{:08x}", h.redis.data.id) == name);
+        same.map(|h| h.redis.data.offset).max().unwrap_or(0)
+    }
+}

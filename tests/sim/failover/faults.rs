@@ -1,0 +1,491 @@
+//! What goes wrong, and when it stops: at a time, or as a member takes a certain step.
+
+use std::time::Duration;
+
+use yagent::{
+    core::failover::{Command, Order, Wish},
+    shell::registry::Request,
+};
+
+use super::world::{Happening, World};
+use crate::world::{MS, Micros, SECOND};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Crash,
+    StopRedis,
+    KillAgent,
+    StopAgent,
+    StickAgent,
+    KillFencer,
+    KillAgentAndFencer,
+    CutAll,
+    CutRegistry,
+    CutToRegistry,
+    CutFromRegistry,
+    CutReplicas,
+    CutOut,
+    CutIn,
+    CutPair,
+    /// Answers of the registry come late, then nothing reaches it.
+    SlowCut,
+    EnsembleDown,
+    Expire,
+    Break,
+    Flaky,
+    WallJump,
+    Slow,
+    OrdersLost,
+    KillsSlow,
+    HostCrash,
+    Lagging,
+    Switchover,
+    Force,
+    Pause,
+    PauseHost,
+    Resume,
+    CrashAll,
+}
+
+use Kind::*;
+
+/// Chosen as often as they stand here.
+const AT_A_TIME: &[Kind] = &[
+    Crash,
+    Crash,
+    Crash,
+    Crash,
+    StopRedis,
+    StopRedis,
+    KillAgent,
+    KillAgent,
+    StopAgent,
+    StopAgent,
+    StickAgent,
+    KillFencer,
+    KillFencer,
+    KillAgentAndFencer,
+    CutAll,
+    CutAll,
+    CutAll,
+    CutRegistry,
+    CutRegistry,
+    CutRegistry,
+    CutRegistry,
+    CutToRegistry,
+    CutFromRegistry,
+    CutReplicas,
+    CutReplicas,
+    CutReplicas,
+    CutOut,
+    CutIn,
+    CutPair,
+    CutPair,
+    SlowCut,
+    SlowCut,
+    EnsembleDown,
+    EnsembleDown,
+    Expire,
+    Expire,
+    Break,
+    Flaky,
+    Flaky,
+    WallJump,
+    Slow,
+    Slow,
+    OrdersLost,
+    OrdersLost,
+    KillsSlow,
+    HostCrash,
+    HostCrash,
+    HostCrash,
+    Lagging,
+    Lagging,
+    Switchover,
+    Switchover,
+    Switchover,
+    Switchover,
+    Force,
+    Force,
+    Pause,
+    PauseHost,
+    Resume,
+    CrashAll,
+];
+const AT_A_STEP: &[Kind] = &[
+    Crash,
+    Crash,
+    StopRedis,
+    KillAgent,
+    KillAgent,
+    KillAgent,
+    StopAgent,
+    StopAgent,
+    StickAgent,
+    KillFencer,
+    CutAll,
+    CutRegistry,
+    CutRegistry,
+    CutFromRegistry,
+    EnsembleDown,
+    Expire,
+    Expire,
+    Break,
+    Break,
+    HostCrash,
+    CutReplicas,
+    OrdersLost,
+    Switchover,
+    Force,
+    Slow,
+];
+
+/// A step of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Any,
+    TakeLock,
+    DropLock,
+    PutState,
+    Lease,
+    Promote,
+    Follow,
+    Fence,
+    Unfence,
+}
+
+const STEPS: &[Step] = &[
+    Step::Any,
+    Step::TakeLock,
+    Step::DropLock,
+    Step::PutState,
+    Step::PutState,
+    Step::Lease,
+    Step::Promote,
+    Step::Promote,
+    Step::Follow,
+    Step::Fence,
+    Step::Unfence,
+];
+
+#[derive(Debug)]
+struct Fault {
+    kind: Kind,
+    long: Micros,
+    /// A step that sets it off, after the time and so many like it.
+    step: Option<(Step, u32)>,
+    /// Whom it struck, and another one.
+    host: usize,
+    other: usize,
+    ready: bool,
+    lasts: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    all: Vec<Fault>,
+    /// Some wait for a step.
+    waiting: u32,
+    /// When they end.
+    pub(super) until: Micros,
+    wishes: u32,
+    /// Somebody is being struck right now.
+    striking: bool,
+}
+
+fn is_step(step: Step, command: &Command) -> bool {
+    let path_is = |path: &str, end: &str| path.ends_with(end);
+    match (step, command) {
+        (Step::Any, _) => true,
+        (Step::TakeLock, Command::Request(_, Request::Create { path, .. })) => path_is(path, "/lock"),
+        (Step::DropLock, Command::Request(_, Request::Delete { path, .. })) => path_is(path, "/lock"),
+        (Step::PutState, Command::Request(_, Request::Create { path, .. } | Request::Write { path, .. })) => {
+            path_is(path, "/state")
+        }
+        (Step::Lease, Command::Lease(_)) => true,
+        (Step::Promote, Command::Order(Order::Promote)) => true,
+        (Step::Follow, Command::Order(Order::Follow { .. })) => true,
+        (Step::Fence, Command::Order(Order::Fence { .. })) => true,
+        (Step::Unfence, Command::Order(Order::Unfence { .. })) => true,
+        _ => false,
+    }
+}
+
+impl World {
+    pub(super) fn plan_faults(&mut self) {
+        self.checks.resumed = vec![0; self.hosts.len()];
+        let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
+        let until = self.dice.within(3 * session..8 * session).max(25 * SECOND);
+        self.faults.until = until;
+        // Half of the runs have a quiet beginning.
+        let from = if self.dice.percent(80) { 4 * SECOND } else { 0 };
+        for _ in 0..self.dice.within(1..7) {
+            let step = self.dice.percent(40).then(|| {
+                let step = self.dice.pick(STEPS).unwrap_or(Step::Any);
+                let most = if step == Step::Any { 60 } else { 3 };
+                (step, u32::try_from(self.dice.within(0..most)).unwrap_or(0))
+            });
+            let kinds = if step.is_some() { AT_A_STEP } else { AT_A_TIME };
+            let kind = self.dice.pick(kinds).unwrap_or(Crash);
+            let long = match self.dice.within(0..4) {
+                0 => self.dice.within(20 * MS..SECOND),
+                1 => self.dice.within(SECOND..session),
+                _ => self.dice.within(session..3 * session),
+            };
+            let at = self.dice.within(from..until);
+            self.faults.all.push(Fault { kind, long, step, host: 0, other: 0, ready: false, lasts: false });
+            self.later(at, Happening::Strikes(self.faults.all.len() - 1));
+        }
+    }
+
+    fn master_host(&self) -> Option<usize> {
+        self.checks.published.as_ref().map(|published| published.host)
+    }
+
+    fn any_host(&mut self) -> usize {
+        usize::try_from(self.dice.within(0..self.hosts.len() as u64)).unwrap_or(0)
+    }
+
+    fn victim(&mut self) -> usize {
+        let master = self.master_host().filter(|_| self.dice.percent(65));
+        match master {
+            Some(master) => master,
+            None => self.any_host(),
+        }
+    }
+
+    pub(super) fn strike(&mut self, index: usize) {
+        if self.t >= self.faults.until {
+            return;
+        }
+        let fault = &mut self.faults.all[index];
+        if fault.step.is_some() {
+            fault.ready = true;
+            self.faults.waiting += 1;
+            return;
+        }
+        let host = self.victim();
+        self.strike_host(index, host);
+    }
+
+    /// Whether the command is not carried out, for now or ever.
+    pub(super) fn meet_command(&mut self, host: usize, command: &Command) -> bool {
+        if self.faults.waiting == 0 || self.faults.striking || self.t >= self.faults.until {
+            return false;
+        }
+        for index in 0..self.faults.all.len() {
+            let fault = &mut self.faults.all[index];
+            let Some((step, left)) = fault.step.filter(|_| fault.ready) else { continue };
+            if !is_step(step, command) {
+                continue;
+            }
+            if left > 0 {
+                fault.step = Some((step, left - 1));
+                continue;
+            }
+            fault.ready = false;
+            self.faults.waiting -= 1;
+            self.faults.striking = true;
+            self.log(|| format!("!! as host {host} is to {command:?}"));
+            let victim = if self.dice.percent(75) { host } else { self.victim() };
+            self.strike_host(index, victim);
+            self.faults.striking = false;
+            return self.hosts[host].agent.as_ref().is_none_or(|agent| agent.stopped || agent.stuck);
+        }
+        false
+    }
+
+    fn strike_host(&mut self, index: usize, host: usize) {
+        let Fault { kind, long, .. } = self.faults.all[index];
+        let n = self.hosts.len();
+        let other = (host + 1 + usize::try_from(self.dice.within(0..n as u64 - 1)).unwrap_or(0)) % n;
+        self.log(|| format!("!! {kind:?} at host {host} (and {other}) for {} ms", long / MS));
+        let (pid, life, t) = (self.hosts[host].redis.pid, self.hosts[host].life, self.t);
+        self.faults.all[index].host = host;
+        self.faults.all[index].other = other;
+        self.faults.all[index].lasts = true;
+        match kind {
+            Crash => self.dies(host, pid),
+            CrashAll => {
+                for host in 0..n {
+                    let (pid, delay) = (self.hosts[host].redis.pid, self.dice.within(0..2 * SECOND));
+                    self.later(delay, Happening::Dies { host, pid });
+                }
+            }
+            StopRedis => self.stop_redis(host, long),
+            KillAgent => self.kill_agent(host),
+            KillAgentAndFencer => {
+                self.kill_agent(host);
+                self.kill_fencer(host);
+            }
+            HostCrash => {
+                self.kill_agent(host);
+                self.dies(host, pid);
+                self.hosts[host].fencer = super::agent::Fencer::default();
+            }
+            StopAgent | StickAgent => {
+                let long = if kind == StickAgent { long.min(8 * SECOND) } else { long };
+                if let Some(agent) = &mut self.hosts[host].agent {
+                    agent.stopped |= kind == StopAgent;
+                    agent.stuck |= kind == StickAgent;
+                    self.later(long, Happening::Resume { host, life });
+                }
+                self.note_guard(host);
+            }
+            KillFencer => self.kill_fencer(host),
+            EnsembleDown => self.ensemble_down(long),
+            Expire => self.expire_host(host),
+            Break => {
+                if let Some(conn) = self.hosts[host].agent.as_ref().and_then(|agent| agent.client.conn) {
+                    self.cut_by_server(conn);
+                }
+            }
+            Flaky => self.hosts[host].flaky = t + long,
+            WallJump => {
+                let by = i64::try_from(self.dice.within(SECOND..7200 * SECOND)).unwrap_or(0);
+                self.hosts[host].wall += if self.dice.percent(50) { by } else { -by };
+            }
+            OrdersLost => self.hosts[host].orders_lost = t + long,
+            KillsSlow => self.hosts[host].kills_slow = t + long,
+            Lagging => self.zoo.lagging = t + long,
+            Slow => self.slow(host, long / 20, long / 20),
+            SlowCut => {
+                let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
+                let late = self.dice.within(session / 5..session / 3);
+                self.slow(host, 0, late);
+                // Once a late answer is on its way nothing more goes out.
+                let after = self.dice.within(session / 6..session);
+                self.faults.all.push(Fault {
+                    kind: CutToRegistry,
+                    long: long.max(2 * session),
+                    step: None,
+                    host,
+                    other,
+                    ready: false,
+                    lasts: false,
+                });
+                let cut = self.faults.all.len() - 1;
+                self.later(after, Happening::Heals(cut));
+            }
+            Switchover | Force | Pause | PauseHost | Resume => self.wish(kind, long),
+            CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn
+            | CutPair => {
+                self.cut(index, true);
+            }
+        }
+        self.later(long, Happening::Heals(index));
+    }
+
+    fn slow(&mut self, host: usize, up: Micros, down: Micros) {
+        self.hosts[host].slow_up += up;
+        self.hosts[host].slow_down += down;
+    }
+
+    /// Cuts, or makes whole again.
+    fn cut(&mut self, index: usize, cut: bool) {
+        let Fault { kind, host, other, .. } = self.faults.all[index];
+        let change = |count: &mut u32| *count = if cut { *count + 1 } else { count.saturating_sub(1) };
+        if matches!(kind, CutAll | CutRegistry | CutToRegistry) {
+            change(&mut self.hosts[host].to_registry);
+        }
+        if matches!(kind, CutAll | CutRegistry | CutFromRegistry) {
+            change(&mut self.hosts[host].from_registry);
+        }
+        for peer in (0..self.hosts.len()).filter(|peer| *peer != host) {
+            let all = matches!(kind, CutAll | CutReplicas) || (kind == CutPair && peer == other);
+            if all || kind == CutOut {
+                change(&mut self.cuts[host][peer]);
+            }
+            if all || kind == CutIn {
+                change(&mut self.cuts[peer][host]);
+            }
+            if !cut {
+                self.way_opens(host, peer);
+            }
+        }
+        if !cut {
+            self.later(MS, Happening::Reopens { host });
+        }
+    }
+
+    fn wish(&mut self, kind: Kind, long: Micros) {
+        self.faults.wishes += 1;
+        let id = format!("wish {}", self.faults.wishes);
+        let host = self.any_host();
+        let to = self.dice.percent(60).then(|| self.any_host()).map(|to| self.hosts[to].plan.address.clone());
+        let wish = match kind {
+            Switchover => Wish::Switchover { to, id },
+            Force => Wish::Force { to, id },
+            Pause | PauseHost => Wish::Pause {
+                long: Duration::from_micros(long.min(15 * SECOND)),
+                reason: "work".to_owned(),
+                host: kind == PauseHost,
+            },
+            _ => Wish::Resume { host: self.dice.percent(50) },
+        };
+        let now = self.now(host);
+        self.log(|| format!("!! host {host} is asked for {wish:?}"));
+        let Some(agent) = self.hosts[host].agent.as_mut().filter(|agent| !agent.stopped && !agent.stuck)
+        else {
+            return;
+        };
+        match agent.member.wish(now, wish) {
+            Ok(commands) if self.faults.striking => {
+                // It is in the midst of a step.
+                self.extend_commands(host, commands);
+            }
+            Ok(commands) => self.push_commands(host, commands),
+            Err(why) => self.log(|| format!("!! refused: {why}")),
+        }
+    }
+
+    pub(super) fn heal(&mut self, index: usize) {
+        let Fault { kind, long, host, lasts, .. } = self.faults.all[index];
+        if kind == CutToRegistry && !lasts {
+            // It was put off until now.
+            if self.t < self.faults.until {
+                self.faults.all[index].lasts = true;
+                self.log(|| format!("!! host {host}: nothing reaches the registry for {} ms", long / MS));
+                self.cut(index, true);
+                self.later(long, Happening::Heals(index));
+            }
+            return;
+        }
+        if !lasts {
+            return;
+        }
+        self.faults.all[index].lasts = false;
+        self.log(|| format!("!! {kind:?} at host {host} is over"));
+        match kind {
+            CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn
+            | CutPair => {
+                self.cut(index, false);
+            }
+            Slow | SlowCut => (self.hosts[host].slow_up, self.hosts[host].slow_down) = (0, 0),
+            KillAgent | KillAgentAndFencer | HostCrash => self.begin_agent(host),
+            _ => {}
+        }
+    }
+
+    /// No more faults come, and those that last end.
+    pub(super) fn calm_down(&mut self) {
+        self.log(|| "== faults end".to_owned());
+        self.faults.until = self.t;
+        self.faults.waiting = 0;
+        for index in 0..self.faults.all.len() {
+            self.faults.all[index].ready = false;
+            self.heal(index);
+        }
+        for host in 0..self.hosts.len() {
+            let (pid, life) = (self.hosts[host].redis.pid, self.hosts[host].life);
+            self.continues(host, pid);
+            self.resume(host, life);
+            let h = &mut self.hosts[host];
+            (h.flaky, h.orders_lost, h.kills_slow) = (0, 0, 0);
+        }
+        if !self.zoo.up {
+            self.ensemble_back();
+        }
+        self.zoo.lagging = 0;
+    }
+}

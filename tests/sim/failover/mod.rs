@@ -1,0 +1,125 @@
+//! A simulation of several hosts: the real members of a shard, with a model registry, model redis servers that
+//! replicate, fencers, clients that write, and a network, under random faults.
+//!
+//! `YAGENT_SIM_SCHEDULES=N` runs seeds 0 to N - 1 instead of the default number, `YAGENT_SIM_FROM=F` begins at another;
+//! `YAGENT_SIM_SEED=X` replays seed X alone and prints all that happens.
+
+mod agent;
+mod checks;
+mod client;
+mod clients;
+mod faults;
+mod redis;
+mod replication;
+mod setting;
+mod world;
+mod zookeeper;
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Instant,
+};
+
+use yagent::core::failover::Planted;
+
+use crate::{
+    number,
+    world::{Micros, SECOND},
+};
+use checks::Tally;
+use world::World;
+
+/// How many seeds are run where nothing else is said.
+const SCHEDULES: u64 = 2000;
+/// Seeds that once showed a mistake.
+const SEEDS: &[u64] = &[];
+
+/// How long the shard may take to be well with the faults gone.
+fn mended_within(world: &World) -> Micros {
+    let timing = &world.setting.timing;
+    let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(0);
+    // An expiry, the first claim, a hold-back, a withdrawal, and the copies of all members one after another.
+    let copies = (world.setting.copy * 2 + world.setting.load) * world.hosts.len() as u64;
+    3 * micros(timing.session) + micros(timing.silence) + copies + 40 * SECOND
+}
+
+fn simulate(seed: u64, planted: Option<Planted>, verbose: bool) -> Result<Tally, String> {
+    let mut world = World::new(seed, planted, verbose);
+    world.log(|| format!("{:#?}", world.setting));
+    world.run_until(world.faults.until);
+    world.calm_down();
+    let limit = world.t + mended_within(&world);
+    while world.checks.violation.is_none() {
+        world.run_until(world.t + 2 * SECOND);
+        let Some(why) = world.unsettled() else { break };
+        if world.t >= limit {
+            if world.is_hopeless() {
+                world.checks.tally.hopeless += 1;
+                break;
+            }
+            world.violate(format!("not mended: {why}"));
+        }
+    }
+    let (steps, happenings) = (world.checks.steps, world.checks.happenings);
+    match world.checks.violation {
+        Some(what) => Err(format!("seed {seed}: {what}")),
+        None => Ok(Tally { seconds: world.t / SECOND, steps, happenings, ..world.checks.tally }),
+    }
+}
+
+/// Runs the seeds on two processors, until so many have failed.
+fn simulate_all(from: u64, seeds: u64, planted: Option<Planted>, enough: usize) -> (Tally, u64, Vec<String>) {
+    let (next, failed) = (AtomicU64::new(from), AtomicU64::new(0));
+    let work = || {
+        let (mut tally, mut runs, mut failures) = (Tally::default(), 0, Vec::new());
+        while failed.load(Ordering::Relaxed) < enough as u64 {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= from + seeds {
+                break;
+            }
+            runs += 1;
+            match simulate(seed, planted, false) {
+                Ok(one) => tally += one,
+                Err(failure) => {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                    failures.push(failure);
+                }
+            }
+        }
+        (tally, runs, failures)
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let mut all = (Tally::default(), 0, Vec::new());
+        for handle in handles {
+            let Ok((tally, runs, failures)) = handle.join() else { panic!("a member panicked: see above") };
+            all.0 += tally;
+            all.1 += runs;
+            all.2.extend(failures);
+        }
+        all
+    })
+}
+
+#[test]
+fn a_shard_survives_its_faults() {
+    if let Some(seed) = number("YAGENT_SIM_SEED") {
+        simulate(seed, None, true).unwrap_or_else(|what| panic!("{what}"));
+        return;
+    }
+    for seed in SEEDS {
+        simulate(*seed, None, false).unwrap_or_else(|what| panic!("{what}"));
+    }
+    let begun = Instant::now();
+    let schedules = number("YAGENT_SIM_SCHEDULES").unwrap_or(SCHEDULES);
+    let (tally, runs, failures) = simulate_all(number("YAGENT_SIM_FROM").unwrap_or(0), schedules, None, 200);
+    println!("{runs} schedules in {:.1} s: {tally:?}", begun.elapsed().as_secs_f64());
+    assert!(
+        failures.is_empty(),
+        "{} of {runs} schedules failed; replay one with YAGENT_SIM_SEED=N:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
