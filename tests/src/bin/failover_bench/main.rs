@@ -147,7 +147,7 @@ impl Handovers {
 /// A planned change of the master under load.
 fn switchover(amount: Amount) {
     title(
-        "planned switchover under about 1000 writes/s: from the old master's last to the new one's first acknowledgement",
+        "planned switchover, two applications of about 1000 writes/s: the longest time without an acknowledgement",
     );
     {
         let cluster = Plan::new(3).start();
