@@ -306,7 +306,7 @@ impl Member {
         };
         let lease =
             (self.stage.needs_lease() || self.grace_until.is_some()).then(|| self.lease_ends()).flatten();
-        let look = (self.life == Life::Up && self.running.is_none()).then_some(self.next_look);
+        let look = (self.life == Life::Up && self.running.is_none()).then(|| self.look_at());
         let others = [self.renew_fence, self.retry, self.reread, self.hurry, self.pause_ends()];
         // What is over was dealt with, as far as it could be.
         [stage, lease, look].into_iter().chain(others).flatten().filter(|at| *at > self.now.at).min()
@@ -497,21 +497,29 @@ impl Member {
 
     /// Looks at its server when it is time.
     fn look(&mut self) {
-        if self.life != Life::Up || self.running.is_some() || self.now.at < self.next_look {
+        if self.life != Life::Up || self.running.is_some() || self.now.at < self.look_at() {
             return;
         }
         self.next_look = self.now.at + self.cadence();
         self.send(Order::Inspect);
     }
 
+    /// When to look at its server next: in time before a lease ends, for only who sees all its replicas outlives it.
+    fn look_at(&self) -> Instant {
+        let beat = self.plan.timing.beat;
+        let ends = self
+            .lease_ends()
+            .filter(|_| self.stage == Stage::Leading)
+            .and_then(|at| at.checked_sub(beat * 2));
+        ends.map_or(self.next_look, |ends| self.next_look.min(ends.max(self.asked_at + beat / 2)))
+    }
+
     /// How often it looks at its server.
     fn cadence(&self) -> Duration {
         let beat = self.plan.timing.beat;
-        let ends_soon = self.lease_ends().is_none_or(|at| at <= self.now.at + beat * 2);
         match &self.stage {
             Stage::Following if self.is_offered() => HANDOVER_LOOK,
             Stage::Following if self.view.is_some() && self.is_settled() => self.plan.timing.check,
-            Stage::Leading if ends_soon => beat / 2,
             Stage::Leading if self.has_all_replicas() && !self.is_alone() => self.plan.timing.check,
             _ => beat,
         }

@@ -320,6 +320,13 @@ impl Member {
             return since;
         }
         let settle = self.settle_time();
+        // Where all have said how far they are there is nothing to wait for.
+        let said = standings.iter().zip(&verdicts).all(|(standing, verdict)| {
+            *verdict != Verdict::Eligible || standing.node.is_some_and(|node| node.round == self.round)
+        });
+        if said && place == 0 {
+            return since;
+        }
         since + settle + settle * HOLD_BACK * u32::try_from(place).unwrap_or(u32::MAX / HOLD_BACK)
     }
 
