@@ -23,4 +23,5 @@ mod reload;
 mod repair;
 mod rrdcached;
 mod shards;
+mod shards_live;
 mod statistics;

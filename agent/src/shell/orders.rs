@@ -219,8 +219,7 @@ impl Orders {
         }
         let (send, expect) = known.unwrap_or_default();
         let means = Means { address: desk.address, send, expect, within: desk.within };
-        let key = desk.key.clone();
-        self.fencer.arm(poll, id, &key, pid, means);
+        self.fencer.arm(poll, id, pid, means);
         self.tell_fencers_news();
     }
 }
