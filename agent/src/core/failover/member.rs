@@ -286,13 +286,11 @@ impl Member {
         Ok(mem::take(&mut self.out))
     }
 
-    /// What is left to do for one that is no longer a member: the lock is given back.
-    pub fn farewell(&mut self, now: Now) -> Vec<Command> {
-        self.now = now;
-        if self.lock_session.is_some() {
-            self.drop_lock();
-        }
-        mem::take(&mut self.out)
+    /// Whether it has nothing left to give back: a member that is no longer wanted may be dropped then.
+    pub fn holds_nothing(&self) -> bool {
+        let idle =
+            self.stage == Stage::Following && self.writing.is_none() && !self.is_asked(&Asked::DropLock);
+        idle && self.lock_session.is_none() && self.know.lock.fresh
     }
 
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
