@@ -135,6 +135,10 @@ pub struct Member {
     writing: Option<Purpose>,
     /// Since when there is no lock.
     lock_gone: Option<Instant>,
+    /// Its link was down for too long while there was a master to copy.
+    stale: bool,
+    /// When it was last not known that there is one.
+    led_not: Option<Instant>,
 
     /// The session in which we hold the lock.
     lock_session: Option<i64>,
@@ -218,6 +222,8 @@ impl Member {
             next_request: 0,
             writing: None,
             lock_gone: None,
+            stale: false,
+            led_not: None,
             lock_session: None,
             lease_until: None,
             failsafe_until: None,
@@ -279,6 +285,7 @@ impl Member {
         }
         self.look();
         self.feed();
+        self.note_staleness();
         self.publish();
         self.expected = self.next_deadline();
         mem::take(&mut self.out)
@@ -645,15 +652,28 @@ impl Member {
         self.out.push(Command::Resolve { what, summary });
     }
 
+    /// Its data is stale where its link was down for long although somebody led. Where nobody leads no link can be up.
+    fn note_staleness(&mut self) {
+        let led = self.know.lock.seen.is_some()
+            && self
+                .know
+                .state()
+                .is_some_and(|state| state.phase == Phase::Done && state.master != self.plan.address);
+        if self.returned.is_some() && !(self.connected && led) {
+            self.led_not = Some(self.now.at);
+        }
+        let Some(view) = &self.view else { return };
+        let led_for = self.led_not.map_or(Duration::MAX, |at| self.now.at.saturating_duration_since(at));
+        let down = view.link_down.min(led_for);
+        self.stale = !view.link_up
+            && view.role == Role::Replica
+            && (self.stale || down > self.plan.timing.session * 2);
+    }
+
     /// Its own node, as it is now.
     fn node(&self) -> MemberNode {
         let view = self.view.clone().unwrap_or_default();
         let known = self.view.is_some();
-        // Where nobody leads no link can be up: that time does not count.
-        let nobody =
-            self.lock_gone.map_or(Duration::ZERO, |gone| self.now.at.saturating_duration_since(gone));
-        let down = view.link_down.saturating_sub(nobody);
-        let stale = view.role == Role::Replica && down > self.plan.timing.session * 2;
         MemberNode {
             v: VERSION,
             address: self.plan.address.clone(),
@@ -662,7 +682,7 @@ impl Member {
             role: view.role,
             master: view.master.unwrap_or_default(),
             link: view.link_up,
-            stale,
+            stale: self.stale,
             syncing: view.syncing,
             loading: view.loading || !known,
             replid: view.replid,
