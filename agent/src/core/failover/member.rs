@@ -395,6 +395,7 @@ impl Member {
         if plan.id() == self.plan.id() && plan.address == self.plan.address {
             self.know.members_are(&plan);
             self.plan = plan;
+            self.compare_config();
             if self.connected {
                 self.read_what_is_unknown();
             }
@@ -708,8 +709,8 @@ impl Member {
             return;
         }
         let meaning = |node: &MemberNode| {
-            let keys = u64::from(node.keys > 0);
-            MemberNode { offset: 0, keys, ..node.clone() }
+            let (offset, keys) = (i64::from(node.offset > 0), u64::from(node.keys > 0));
+            MemberNode { offset, keys, ..node.clone() }
         };
         let same = self.published.as_ref().is_some_and(|last| meaning(last) == meaning(&node));
         if !same {

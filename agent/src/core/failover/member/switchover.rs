@@ -156,7 +156,9 @@ impl Member {
             }
             _ => None,
         };
-        let time = self.lease_ends().is_some_and(|at| at > self.now.at + self.plan.timing.order * 2);
+        // Not with a lease that is about to end; a short one is never longer than this.
+        let enough = (self.plan.timing.order * 2).min(self.plan.timing.lease / 2);
+        let time = self.lease_ends().is_some_and(|at| at > self.now.at + enough);
         match why {
             Some(why) => self.refuse(state, &intent.id, &why),
             None if !time => {}
