@@ -650,8 +650,9 @@ impl Member {
             return;
         }
         let meaning = |node: &MemberNode| {
-            let keys = u64::from(node.keys > 0);
-            MemberNode { offset: 0, keys, ..node.clone() }
+            // Whether there is any data, and any history: who lacks them is not promoted.
+            let (keys, offset) = (u64::from(node.keys > 0), i64::from(node.offset > 0));
+            MemberNode { offset, keys, ..node.clone() }
         };
         let same = self.published.as_ref().is_some_and(|last| meaning(last) == meaning(&node));
         if !same {
