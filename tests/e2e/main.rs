@@ -11,6 +11,7 @@ mod bad_input;
 mod cli;
 mod demo;
 mod examples;
+mod fencer;
 mod guide;
 mod lifecycle;
 mod logs;

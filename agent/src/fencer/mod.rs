@@ -163,6 +163,11 @@ impl Fencer {
         Ok(true)
     }
 
+    /// Whether an instance takes no writes by our doing.
+    pub fn is_fenced(&self, key: Key) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.key == key && matches!(slot.watch, Watch::Fenced { .. }))
+    }
+
     // The agent
 
     /// The newest agent is the one that counts.

@@ -26,6 +26,8 @@ pub(super) struct Agent {
     pub(super) client: Client,
     pub(super) inbox: VecDeque<Input>,
     commands: VecDeque<Command>,
+    /// When those were decided on.
+    decided: Micros,
     /// The whole process is stopped.
     pub(super) stopped: bool,
     /// Only its loop stands still.
@@ -92,6 +94,7 @@ impl World {
             client: Client::default(),
             inbox: VecDeque::new(),
             commands: VecDeque::new(),
+            decided: 0,
             stopped: false,
             stuck: false,
             order: None,
@@ -253,6 +256,7 @@ impl World {
         let Some(agent) = &mut self.hosts[host].agent else { return };
         let commands = agent.member.step(now, input);
         agent.commands.extend(commands);
+        agent.decided = t;
         if t / SECOND != agent.second {
             (agent.second, agent.steps) = (t / SECOND, 0);
         }
@@ -408,13 +412,17 @@ impl World {
     fn give_order(&mut self, host: usize, order: Order) {
         self.serial += 1;
         let (serial, life, pid) = (self.serial, self.hosts[host].life, self.hosts[host].redis.pid);
-        let limit = micros(self.timing().order);
+        let (t, limit) = (self.t, micros(self.timing().order));
         let Some(agent) = &mut self.hosts[host].agent else { return };
         if agent.order.is_some() {
             return self.violate(format!("host {host}: two orders at once, the second is {order:?}"));
         }
         if agent.pid == 0 || agent.pid != pid {
             return self.tell(host, Input::Ordered(Ordered::Failed("there is no process".to_owned())));
+        }
+        // An order that comes too late is not begun.
+        if t > agent.decided + limit {
+            return self.tell(host, Input::Ordered(Ordered::Failed("it came too late".to_owned())));
         }
         agent.order = Some(serial);
         let delay = self.dice.within(50..MS);

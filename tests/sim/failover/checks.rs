@@ -136,6 +136,11 @@ impl World {
         if forced || before.is_none_or(|before| before.host == host) {
             return;
         }
+        let keys = |redis: &super::redis::Redis| self.histories.keys(redis.data);
+        if self.hosts.iter().all(|host| host.redis.pid == 0 || keys(&host.redis) == 0) {
+            // Nobody has anything any more: the shard begins anew.
+            return;
+        }
         if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
             return self.violate(format!("host {host} is promoted without what was written while alone"));
         }
@@ -241,6 +246,13 @@ impl World {
             return Some("a wish is not answered".to_owned());
         }
         (self.t > self.checks.last_write + 5 * SECOND).then(|| "nothing is written".to_owned())
+    }
+
+    /// What a member says of itself.
+    pub(super) fn told(&self, host: usize) -> String {
+        let Some(member) = self.member(host) else { return format!("host {host} has no agent") };
+        let report = member.report(self.now(host));
+        format!("host {host} is {}: {}", report.stage, report.sentence)
     }
 
     /// Nobody may be promoted by the rules, and somebody says so.

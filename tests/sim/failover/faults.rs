@@ -334,7 +334,7 @@ impl World {
             }
             KillFencer => self.kill_fencer(host),
             EnsembleDown => self.ensemble_down(long),
-            Expire => self.expire_host(host),
+            Expire => self.lose_session(host),
             Break => {
                 if let Some(conn) = self.hosts[host].agent.as_ref().and_then(|agent| agent.client.conn) {
                     self.cut_by_server(conn);
@@ -374,6 +374,22 @@ impl World {
             }
         }
         self.later(long, Happening::Heals(index));
+    }
+
+    /// A client forgets its session. No registry ends one early; that of a host that holds the lock lives on until its
+    /// time is over.
+    fn lose_session(&mut self, host: usize) {
+        let lock = self.hosts[host].plan.path("lock");
+        let holds = self.zoo.owner(&lock).and_then(|session| self.zoo.host_of_session(session)) == Some(host);
+        if !holds {
+            return self.expire_host(host);
+        }
+        if let Some(agent) = &mut self.hosts[host].agent {
+            agent.client.session = 0;
+            if let Some(conn) = agent.client.conn {
+                self.cut_by_server(conn);
+            }
+        }
     }
 
     fn slow(&mut self, host: usize, up: Micros, down: Micros) {

@@ -58,7 +58,8 @@ fn simulate(seed: u64, planted: Option<Planted>, verbose: bool) -> Result<Tally,
                 world.checks.tally.hopeless += 1;
                 break;
             }
-            world.violate(format!("not mended: {why}"));
+            let told: Vec<String> = (0..world.hosts.len()).map(|host| world.told(host)).collect();
+            world.violate(format!("not mended: {why}; {}", told.join("; ")));
         }
     }
     let (steps, happenings) = (world.checks.steps, world.checks.happenings);

@@ -615,7 +615,11 @@ impl Member {
     fn node(&self) -> MemberNode {
         let view = self.view.clone().unwrap_or_default();
         let known = self.view.is_some();
-        let stale = view.role == Role::Replica && view.link_down > self.plan.timing.session * 2;
+        // Where nobody leads no link can be up: that time does not count.
+        let nobody =
+            self.lock_gone.map_or(Duration::ZERO, |gone| self.now.at.saturating_duration_since(gone));
+        let down = view.link_down.saturating_sub(nobody);
+        let stale = view.role == Role::Replica && down > self.plan.timing.session * 2;
         MemberNode {
             v: VERSION,
             address: self.plan.address.clone(),

@@ -34,8 +34,13 @@ impl Member {
         if self.is_paused() {
             return self.say(Level::Info, "paused by an operator".to_owned());
         }
+        let session = self.session.as_ref().map(|facts| facts.session);
         match self.know.lock.seen.as_ref().map(|seen| seen.owner) {
-            Some(_) if self.lock_session.is_some() => self.enter(Stage::Claiming),
+            Some(owner) if self.lock_session.is_some() || Some(owner) == session => {
+                // Kept or given back: nobody else can use it as long as it stands.
+                self.lock_is_ours();
+                self.enter(Stage::Claiming);
+            }
             Some(_) if self.lock_is_of_our_past() => {
                 self.say(Level::Info, "it takes over the lock of its agent's former run".to_owned());
                 self.drop_lock();
@@ -66,7 +71,7 @@ impl Member {
 
     /// Rule 9: a rogue master is made a replica, a replica of the wrong master is pointed to the right one.
     fn repair(&mut self, state: &ShardState, role: Role, replid: &str) {
-        if self.running.as_ref().is_some_and(|order| *order != Order::Inspect) {
+        if self.running.as_ref().is_some_and(|order| *order != Order::Inspect) || !self.may_retry() {
             return;
         }
         // The shard's id and members were verified with its path: only who is in the list is ever followed.
@@ -120,9 +125,9 @@ impl Member {
             (Ordered::Failed(why), _) => {
                 let text = format!("it did not take the order to follow: {why}");
                 self.say(Level::Warn, text);
-                self.next_look = self.now.at + self.plan.timing.beat;
+                self.later();
             }
-            (Ordered::Unsupported, _) => {}
+            (Ordered::Unsupported, _) => self.later(),
         }
     }
 

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use log::Level;
 
-use super::{Command, FENCE_FOR, Life, Member, Order, Ordered, Phase, Role, Stage, switchover::Handing};
+use super::{
+    Command, FENCE_FOR, Life, Member, Order, Ordered, Phase, Role, SETTLE, Stage, switchover::Handing,
+};
 use crate::core::{alert::Severity, failover::timing::OLDEST_ACK};
 
 /// A replica that acknowledged so long ago, in whole seconds, still counts as attached for the second fence.
@@ -178,6 +180,10 @@ impl Member {
         let ends = self.lease_ends();
         if self.stage.needs_lease() || self.grace_until.is_some() {
             if ends.is_some() && ends != self.fed {
+                // It came so late that the fencer may have fenced: whether writes are taken is not known.
+                if self.fed.is_some_and(|until| until <= self.now.at + SETTLE) {
+                    self.guard = None;
+                }
                 self.out.push(Command::Lease(ends));
                 self.fed = ends;
             }

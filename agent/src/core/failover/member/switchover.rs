@@ -37,10 +37,13 @@ impl Member {
         to: Option<String>,
         id: String,
     ) -> Result<(), String> {
-        if !self.connected || !self.know.state.fresh {
+        if !self.connected {
             return Err("there is no connection to the registry".to_owned());
         }
-        let state = self.know.state().ok_or("the shard never had a master")?.clone();
+        // What is just being read again will do: the wish is written once that is done, and judged by the leader.
+        let none =
+            if self.know.state.fresh { "the shard never had a master" } else { "`state` is not read yet" };
+        let state = self.know.state().ok_or(none)?.clone();
         if let Some(intent) = &state.intent {
             return Err(format!("another request is under way (to {})", intent.to));
         }
