@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod fencer;
 pub mod plugin;
 pub mod setup;
 pub mod shell;

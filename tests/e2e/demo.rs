@@ -93,3 +93,32 @@ fn regression_a_reader_that_went_away_left_the_caches_behind() {
     assert_eq!(status.code(), Some(0), "{}", said(&dir));
     assert_eq!(left_behind(&dir), Vec::<String>::new());
 }
+
+#[test]
+fn it_fails_over_measures_and_leaves_nothing_behind() {
+    let (_outer, dir) = place();
+    let mut child = demo(&dir, &["--failover", "--seconds", "25"]);
+    let status = wait::until("it ends by itself", || child.try_wait().unwrap().ok_or("it still runs"));
+    let said = said(&dir);
+    assert_eq!(status.code(), Some(0), "{said}");
+    for part in ["is killed with kill -9", "acknowledges writes after a gap of", "failovers: no writes for"] {
+        assert!(said.contains(part), "«{part}» is not in: {said}");
+    }
+    assert_eq!(left_behind(&dir), Vec::<String>::new());
+}
+
+#[test]
+fn ctrl_c_ends_the_failover_demo_at_any_time_and_leaves_nothing_behind() {
+    let (_outer, dir) = place();
+    let mut child = demo(&dir, &["--failover"]);
+    wait::until("it starts its agents", || {
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("it ended with {status}: {}", said(&dir));
+        }
+        wait::check(said(&dir).contains("three agents"), || said(&dir))
+    });
+    process::signal(child.id(), Signal::INT);
+    let status = wait::until("it ends", || child.try_wait().unwrap().ok_or("it still runs"));
+    assert_eq!(status.code(), Some(0), "{}", said(&dir));
+    assert_eq!(left_behind(&dir), Vec::<String>::new());
+}

@@ -10,9 +10,13 @@ use std::{
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn connect(port: u16) -> io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
+    connect_to(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT)
+}
+
+fn connect_to(address: SocketAddr, limit: Duration) -> io::Result<BufReader<TcpStream>> {
+    let stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
     stream.set_nodelay(true)?;
     Ok(BufReader::new(stream))
 }
@@ -90,6 +94,11 @@ impl Redis {
     /// Connects to `port` on loopback.
     pub fn connect(port: u16) -> io::Result<Self> {
         connect(port).map(Self)
+    }
+
+    /// Connects to any address; no call may take longer than `limit`.
+    pub fn connect_to(address: SocketAddr, limit: Duration) -> io::Result<Self> {
+        connect_to(address, limit).map(Self)
     }
 
     /// Sends a command and returns its reply as text; an error reply is an `Err`, a null an empty text.

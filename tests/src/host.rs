@@ -10,12 +10,14 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::Arc,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    cluster::net::Space,
     ini::Ini,
     ports::PortBlock,
     process::{self, Signal},
@@ -37,6 +39,10 @@ pub struct Host {
     ports: PortBlock,
     child: Option<Child>,
     environment: Vec<(String, String)>,
+    /// The network namespace that it is in, where that isn't this machine's own.
+    space: Option<Arc<Space>>,
+    /// A program and its arguments that the agent is started by.
+    prefix: Vec<String>,
     /// The settings; written to the file whenever the agent is started or reloaded.
     pub ini: Ini,
 }
@@ -59,7 +65,7 @@ impl Host {
             .expect("cannot open the directory to all");
         let ports = PortBlock::reserve(BLOCK);
         let ini = base_ini(dir.path(), &ports);
-        Self { dir, ports, child: None, environment: Vec::new(), ini }
+        Self { dir, ports, child: None, environment: Vec::new(), space: None, prefix: Vec::new(), ini }
     }
 
     /// Enables memcached with `count` instances.
@@ -85,10 +91,26 @@ impl Host {
         self.with("global", "zoo_svr", servers).with("global", "zoo_session_timeout", 4)
     }
 
+    /// Puts it on a host of a network.
+    pub fn within(mut self, space: Arc<Space>) -> Self {
+        self.space = Some(space);
+        self
+    }
+
+    /// Has another program start the agent, which `exec`s it.
+    pub fn started_by(&mut self, prefix: &[&str]) {
+        self.prefix = prefix.iter().map(|&word| word.to_owned()).collect();
+    }
+
     /// Sets an environment variable of the agent.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
+        self.set_environment(name, value);
         self
+    }
+
+    /// As [`environment`](Self::environment), on a host that is there already.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts the agent and waits until every instance of the ini is up and answers.
@@ -116,8 +138,12 @@ impl Host {
             .append(true)
             .open(self.log())
             .expect("cannot open the agent's log");
-        let child =
-            self.command(words).stderr(log).stdout(Stdio::null()).spawn().expect("cannot start the agent");
+        let child = self
+            .command_by(&self.prefix, words)
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("cannot start the agent");
         self.child = Some(child);
     }
 
@@ -267,8 +293,18 @@ impl Host {
 
     /// `yagent VERB -c FILE …`, ready to run.
     pub fn command(&self, words: &[&str]) -> Command {
+        self.command_by(&[], words)
+    }
+
+    fn command_by(&self, prefix: &[String], words: &[&str]) -> Command {
         let (verb, rest) = words.split_first().expect("a verb");
-        let mut command = Command::new(programs::yagent());
+        let mut program = prefix.to_vec();
+        program.push(programs::yagent().display().to_string());
+        let mut command = match &self.space {
+            Some(space) => space.command(&program[0]),
+            None => Command::new(&program[0]),
+        };
+        command.args(&program[1..]);
         command.arg(verb).arg("-c").arg(self.file()).args(rest).stdin(Stdio::null());
         // What the tests themselves run under must not reach the agent; what a test sets must.
         command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC");

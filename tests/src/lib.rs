@@ -11,6 +11,7 @@
 )]
 
 pub mod cache;
+pub mod cluster;
 pub mod host;
 pub mod ini;
 pub mod load;

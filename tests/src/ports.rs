@@ -5,49 +5,46 @@ use std::{
     hash::{BuildHasher, RandomState},
     net::{Ipv4Addr, TcpListener},
     ops::Range,
-    sync::Mutex,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
 };
 
-/// The reserved blocks of this process.
-static TAKEN: Mutex<Vec<Range<u16>>> = Mutex::new(Vec::new());
+/// Ports are reserved in slots of so many.
+const SLOT: u16 = 16;
+const LOW: u16 = 12_000;
 
 /// Consecutive ports that are free and that no other test takes while this lives.
 #[derive(Debug)]
 pub struct PortBlock {
     range: Range<u16>,
-    /// Held so that a test of another process finds the block taken.
-    _guard: TcpListener,
+    /// A name of each slot, which one process of the machine can have at a time. A listener on one of the ports
+    /// themselves would do that for this port alone, and make this process one that a test might take for a cache.
+    _slots: Vec<UnixListener>,
 }
 
 impl PortBlock {
     /// Reserves `len` ports. They lie below the system's range for outgoing connections, which would otherwise take
     /// one of them sooner or later.
     pub fn reserve(len: u16) -> Self {
-        let low = 12_000;
-        let span = outgoing_begins().saturating_sub(low).saturating_sub(len + 1);
-        assert!(span > 1000, "no room for test ports below the range of outgoing connections");
+        let span = outgoing_begins().saturating_sub(LOW).saturating_sub(len + SLOT) / SLOT;
+        assert!(span > 60, "no room for test ports below the range of outgoing connections");
         for attempt in 0..1000_u32 {
-            let base = low + (RandomState::new().hash_one(attempt) % u64::from(span)) as u16;
-            if let Some(block) = Self::try_at(base, len) {
+            let slot = (RandomState::new().hash_one(attempt) % u64::from(span)) as u16;
+            if let Some(block) = Self::try_at(slot, len) {
                 return block;
             }
         }
         panic!("no {len} consecutive free ports found");
     }
 
-    fn try_at(base: u16, len: u16) -> Option<Self> {
-        let whole = base..base + len + 1;
-        let mut taken = TAKEN.lock().unwrap();
-        if taken.iter().any(|other| other.start < whole.end && whole.start < other.end) {
-            return None;
-        }
-        let guard = TcpListener::bind((Ipv4Addr::LOCALHOST, base)).ok()?;
-        let range = base + 1..whole.end;
+    fn try_at(slot: u16, len: u16) -> Option<Self> {
+        let slots = (slot..slot + len.div_ceil(SLOT)).map(take).collect::<Option<Vec<_>>>()?;
+        let first = LOW + slot * SLOT;
+        let range = first..first + len;
         let free = range.clone().all(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok());
-        free.then(|| {
-            taken.push(whole);
-            Self { range, _guard: guard }
-        })
+        free.then_some(Self { range, _slots: slots })
     }
 
     /// The first port.
@@ -61,12 +58,9 @@ impl PortBlock {
     }
 }
 
-impl Drop for PortBlock {
-    fn drop(&mut self) {
-        if let Ok(mut taken) = TAKEN.lock() {
-            taken.retain(|other| other.end != self.range.end);
-        }
-    }
+fn take(slot: u16) -> Option<UnixListener> {
+    let name = SocketAddr::from_abstract_name(format!("yagent-tests/ports/{slot}")).ok()?;
+    UnixListener::bind_addr(&name).ok()
 }
 
 fn outgoing_begins() -> u16 {

@@ -6,9 +6,9 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{OnceLock, mpsc},
+    sync::{Arc, OnceLock, mpsc},
     thread,
     time::Duration,
 };
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    cluster::net::Space,
     ports::PortBlock,
     programs::{debian, require, system_python},
     wait,
@@ -32,6 +33,8 @@ pub struct Server {
     /// For clients, for the quorum, for elections.
     ports: PortBlock,
     child: Option<Child>,
+    /// The host that it runs on, where that isn't this machine itself.
+    space: Option<Arc<Space>>,
 }
 
 impl Server {
@@ -81,12 +84,16 @@ impl Server {
         fs::write(dir.path().join("log4j.properties"), log).expect("cannot write log4j.properties");
         fs::write(dir.path().join("options"), options.join("\n")).expect("cannot write the options");
         fs::write(dir.path().join("data/myid"), id.to_string()).expect("cannot write myid");
-        Server { dir, ports, child: None }
+        Server { dir, ports, child: None, space: None }
     }
 
     /// `host:port`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port())
+        format!("{}:{}", self.host(), self.port())
+    }
+
+    fn host(&self) -> IpAddr {
+        self.space.as_ref().map_or(Ipv4Addr::LOCALHOST, |space| space.address()).into()
     }
 
     /// The port.
@@ -102,7 +109,11 @@ impl Server {
         // The server must not outlive a test that is killed.
         let mut words: Vec<&str> = prefix.to_vec();
         words.extend(["setpriv", "--pdeathsig", "KILL", "java"]);
-        let child = Command::new(words[0])
+        let mut command = match &self.space {
+            Some(space) => space.command(words[0]),
+            None => Command::new(words[0]),
+        };
+        let child = command
             .args(&words[1..])
             .args(["-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djute.maxbuffer=1048575"])
             .args(options.lines())
@@ -137,13 +148,21 @@ impl Server {
 
     /// `standalone`, `leader` or `follower`, when it serves.
     pub fn mode(&self) -> Option<String> {
-        let answer = four_letters(self.port(), "srvr")?;
+        let answer = self.four_letters("srvr")?;
         answer.lines().find_map(|line| line.strip_prefix("Mode: ")).map(str::to_owned)
     }
 
     /// Sessions and ephemerals as the server sees them.
     pub fn dump(&self) -> String {
-        four_letters(self.port(), "dump").unwrap_or_default()
+        self.four_letters("dump").unwrap_or_default()
+    }
+
+    fn four_letters(&self, word: &str) -> Option<String> {
+        let address = SocketAddr::new(self.host(), self.port());
+        match &self.space {
+            Some(space) => space.run(|| four_letters(address, word)),
+            None => four_letters(address, word),
+        }
     }
 
     /// Its process.
@@ -185,8 +204,7 @@ impl Drop for Server {
     }
 }
 
-fn four_letters(port: u16, word: &str) -> Option<String> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+fn four_letters(address: SocketAddr, word: &str) -> Option<String> {
     let limit = Duration::from_secs(1);
     let mut stream = TcpStream::connect_timeout(&address, limit).ok()?;
     stream.set_read_timeout(Some(limit)).ok()?;
@@ -198,18 +216,26 @@ fn four_letters(port: u16, word: &str) -> Option<String> {
 
 /// Several servers that elect a leader.
 pub fn ensemble(size: usize) -> Vec<Server> {
+    ensemble_in(size, None)
+}
+
+/// Servers on one host, serving: one alone, or several that elect a leader.
+pub fn ensemble_in(size: usize, space: Option<&Arc<Space>>) -> Vec<Server> {
+    let host = space.map_or(Ipv4Addr::LOCALHOST, |space| space.address());
     let ports: Vec<PortBlock> = (0..size).map(|_| PortBlock::reserve(3)).collect();
     let peers: Vec<String> = ports
         .iter()
         .enumerate()
+        .filter(|_| size > 1)
         .map(|(i, block)| (i + 1, block.first() + 1, block.first() + 2))
-        .map(|(id, quorum, election)| format!("server.{id}=127.0.0.1:{quorum}:{election}\n"))
+        .map(|(id, quorum, election)| format!("server.{id}={host}:{quorum}:{election}\n"))
         .collect();
-    let mut servers: Vec<Server> = ports
-        .into_iter()
-        .enumerate()
-        .map(|(i, block)| Server::prepare(block, "127.0.0.1", i + 1, &peers, &[]))
-        .collect();
+    let prepare = |(i, block)| {
+        let mut server = Server::prepare(block, &host.to_string(), i + 1, &peers, &[]);
+        server.space = space.cloned();
+        server
+    };
+    let mut servers: Vec<Server> = ports.into_iter().enumerate().map(prepare).collect();
     servers.iter_mut().for_each(Server::launch);
     servers.iter().for_each(Server::wait_serving);
     servers
@@ -256,8 +282,17 @@ pub struct Kazoo {
 impl Kazoo {
     /// A reader of these servers (`host:port,…`).
     pub fn new(servers: &str) -> Kazoo {
+        Kazoo::launch(Command::new(system_python()), servers)
+    }
+
+    /// As [`new`](Self::new), on a host of a network.
+    pub fn within(space: &Space, servers: &str) -> Kazoo {
+        Kazoo::launch(space.command(system_python()), servers)
+    }
+
+    fn launch(mut python: Command, servers: &str) -> Kazoo {
         require("/usr/lib/python3/dist-packages/kazoo", "python3-kazoo");
-        let mut child = Command::new(system_python())
+        let mut child = python
             .args(["-c", include_str!("reader.py")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -3,6 +3,7 @@
 mod check;
 mod client;
 mod demo;
+mod fencer;
 mod guard;
 mod plan;
 mod plugin;
@@ -61,6 +62,9 @@ enum Verb {
     Plan(plan::PlanArgs),
     /// Show what a running agent has and how it is
     Status(status::StatusArgs),
+    /// Keep masters from taking writes when their leases run out; started by the agent
+    #[command(hide = true)]
+    Fencer(fencer::FencerArgs),
     /// Stop a running agent; its instances go on serving
     Stop(stop::StopArgs),
     /// Make a running agent read its settings again
@@ -118,6 +122,7 @@ impl Verb {
             Verb::Check(args) => check::check(&args),
             Verb::Plan(args) => plan::plan(&args),
             Verb::Status(args) => status::status(&args),
+            Verb::Fencer(args) => fencer::run(&args),
             Verb::Stop(args) => stop::stop(&args),
             Verb::Reload(args) => reload::reload(&args),
             Verb::Shards(args) => shard::shards(&args),

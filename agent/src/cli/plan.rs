@@ -2,7 +2,7 @@
 //!
 //! The command lines are the plugins' work; who calls hands in how to ask them.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::{Value, json};
@@ -64,7 +64,7 @@ pub(super) fn plan(args: &PlanArgs) -> ExitCode {
             .map_err(|why| ConfigError::whole_file(&args.config, why))?;
         print_line(
             match args.format {
-                PlanFormat::Table => table(&loaded.plan, &instances),
+                PlanFormat::Table => table(loaded, &instances),
                 PlanFormat::Json => json(loaded, &instances).to_string(),
             }
             .trim_end(),
@@ -95,11 +95,27 @@ fn instances<'a>(loaded: &'a Loaded, start: &Starter<'_>) -> Result<Vec<Planned<
             let Some(port) = sizing::port(engine, index) else { continue };
             let start = start(engine, index, port)
                 .map_err(|why| format!("{} on port {port}: {why}", engine.engine))?;
-            let argv = std::iter::once(start.program.into_bytes()).chain(start.args).collect();
+            let mut argv: Vec<_> = std::iter::once(start.program.into_bytes()).chain(start.args).collect();
+            hide_passwords(&mut argv);
             all.push(Planned { engine, port, argv });
         }
     }
     Ok(all)
+}
+
+/// A plan is pasted into tickets. redis takes passwords on its command line, behind these.
+fn hide_passwords(argv: &mut [Vec<u8>]) {
+    const BEHIND: [&[u8]; 2] = [b"--masterauth", b"--requirepass"];
+    for at in 1..argv.len() {
+        if BEHIND.iter().any(|name| argv[at - 1].eq_ignore_ascii_case(name)) {
+            argv[at] = b"***".to_vec();
+        }
+    }
+}
+
+/// The other hosts of an engine's shards, as the file has them; empty: its instances are alone.
+fn peers(engine: &EngineSettings) -> Vec<String> {
+    engine.shards.iter().flat_map(|shards| &shards.peers).map(ToString::to_string).collect()
 }
 
 fn json(loaded: &Loaded, instances: &[Planned<'_>]) -> Value {
@@ -111,7 +127,17 @@ fn json(loaded: &Loaded, instances: &[Planned<'_>]) -> Value {
         "available_mb": plan.available.0,
         "planned_mb": plan.planned().0,
     });
-    let engine = |part: &EnginePlan| json!({"engine": part.engine, "count": part.count, "unit_mb": part.unit.0, "share_mb": part.share.0});
+    let settings =
+        |part: &EnginePlan| loaded.settings.engines.iter().find(|engine| engine.engine == part.engine);
+    let engine = |part: &EnginePlan| {
+        json!({
+            "engine": part.engine,
+            "count": part.count,
+            "unit_mb": part.unit.0,
+            "share_mb": part.share.0,
+            "peers": settings(part).map(peers).unwrap_or_default(),
+        })
+    };
     let instance = |planned: &Planned<'_>| {
         let argv: Vec<_> = planned.argv.iter().map(|arg| String::from_utf8_lossy(arg)).collect();
         json!({
@@ -128,8 +154,20 @@ fn json(loaded: &Loaded, instances: &[Planned<'_>]) -> Value {
     })
 }
 
-fn table(plan: &Plan, instances: &[Planned<'_>]) -> String {
-    let tables = format!("{}\n\n{}\n\n{}", memory_table(plan), engine_table(plan), instance_table(instances));
+fn table(loaded: &Loaded, instances: &[Planned<'_>]) -> String {
+    let plan = &loaded.plan;
+    let mut tables =
+        format!("{}\n\n{}\n\n{}", memory_table(plan), engine_table(plan), instance_table(instances));
+    for engine in loaded.settings.engines.iter().filter(|engine| engine.shards.is_some()) {
+        // A String takes whatever is written to it.
+        _ = write!(
+            tables,
+            "\n\n{}: shards with the instances on the same ports of {}; each is started as a replica of its shard's \
+             master, or of nobody while there is none",
+            engine.engine,
+            peers(engine).join(", ")
+        );
+    }
     tables.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
@@ -221,8 +259,28 @@ mod tests {
     #[test]
     fn the_table_shows_command_lines_that_a_shell_understands() {
         let loaded = loaded(TWO, 4096);
-        let text = table(&loaded.plan, &instances(&loaded, &started).unwrap());
+        let text = table(&loaded, &instances(&loaded, &started).unwrap());
         assert!(text.contains("/bin/sh -p 11221 'a b'"), "{text}");
+    }
+
+    #[test]
+    fn peers_are_told_and_passwords_are_not() {
+        let text = "[global]\nzoo_svr=zk\nlocalip=10.0.0.1\nstate_dir=/tmp\n[redis]\nredis_fpath=/bin/sh\nredis_count=1\n\
+                    peers=10.0.0.2,10.0.0.3\nredis_password=hunter2\n";
+        let loaded = loaded(text, 4096);
+        let started = |_: &EngineSettings, _, _| {
+            let args = ["--masterauth", "hunter2", "--RequirePass", "hunter2", "--slaveof", "127.0.0.1", "1"];
+            Ok(StartPlan { args: args.map(|arg| arg.as_bytes().to_vec()).to_vec(), ..StartPlan::default() })
+        };
+        let instances = instances(&loaded, &started).unwrap();
+        let (json, table) = (json(&loaded, &instances), table(&loaded, &instances));
+        assert_eq!(json["engines"][0]["peers"], json!(["10.0.0.2", "10.0.0.3"]));
+        assert_eq!(json["instances"][0]["argv"][2], "***");
+        assert!(
+            table.contains("redis: shards with the instances on the same ports of 10.0.0.2, 10.0.0.3; "),
+            "{table}"
+        );
+        assert!(table.contains("--slaveof 127.0.0.1 1") && !format!("{json}{table}").contains("hunter2"));
     }
 
     #[test]

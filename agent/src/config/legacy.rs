@@ -294,24 +294,6 @@ mod tests {
     }
 
     #[test]
-    fn peers_are_told_that_nobody_switches_masters() {
-        let redis = |peers: &str| {
-            let text = legacy()
-                .replace("mc_enabled=1", "mc_enabled=0")
-                .replace("redis_enabled=0", "redis_enabled=1");
-            let text = text.replace("redis_fpath=/usr/local/bin/redis-server", "redis_fpath=/bin/sh");
-            let text = text.replace("redis_conf=/etc/redis/redis.conf", "redis_conf=");
-            told(&text.replace("peers=\n", &format!("peers={peers}\n")))
-        };
-        assert_eq!(redis(""), Vec::<String>::new());
-        let told = redis("10.0.0.2");
-        assert!(
-            told.len() == 1 && told[0].contains("redis.peers: this version does not replicate"),
-            "{told:?}"
-        );
-    }
-
-    #[test]
     fn the_legacy_keys_mean_what_they_meant() {
         let settings = Fixture::new(&legacy()).load().unwrap().settings;
         assert_eq!((settings.group.as_str(), settings.priority), ("default", 100));

@@ -24,6 +24,9 @@ pub(super) struct Means<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Shards {
     members: BTreeMap<InstanceId, Member>,
+    /// Those that are members no longer, until they have given back what they hold. Their servers are none of their
+    /// business any more.
+    leaving: BTreeSet<InstanceId>,
     /// Who waits for the answer to which request of the registry.
     waiting: BTreeMap<u64, (InstanceId, RequestId)>,
     tokens: u64,
@@ -38,21 +41,26 @@ impl Shards {
 
     /// The paths that the members keep in the registry's tree.
     pub(super) fn paths(&self) -> impl Iterator<Item = String> {
-        self.members.values().map(Member::node_path)
+        self.staying().map(|(_, member)| member.node_path())
+    }
+
+    fn staying(&self) -> impl Iterator<Item = (&InstanceId, &Member)> {
+        self.members.iter().filter(|(id, _)| !self.leaving.contains(id))
     }
 
     pub(super) fn reports(&self, now: Now) -> Vec<ShardReport> {
-        self.members.values().map(|member| member.report(now)).collect()
+        self.staying().map(|(_, member)| member.report(now)).collect()
     }
 
     /// As whose replica an instance is to be started.
     pub(super) fn start_as(&self, id: InstanceId) -> Option<(String, u16)> {
-        self.members.get(&id).map(Member::start_as)
+        self.members.get(&id).filter(|_| !self.leaving.contains(&id)).map(Member::start_as)
     }
 
     // Who is a member
 
-    /// Makes the members those of `instances`, with the plan of their engine.
+    /// Makes the members those of `instances`, with the plan of their engine; without one, they are on their way out and
+    /// stay what they are until they have ended.
     pub(super) fn configure<'a>(
         &mut self,
         instances: impl Iterator<Item = (InstanceId, Option<&'a EnginePlan>)>,
@@ -61,27 +69,41 @@ impl Shards {
     ) {
         let mut kept = BTreeSet::new();
         for (id, engine) in instances {
-            let Some(plan) = engine.and_then(|engine| shard_plan(engine, identity, id.port)) else {
-                continue;
-            };
+            match engine.map(|engine| shard_plan(engine, identity, id.port)) {
+                Some(Some(plan)) => self.join(id, plan, means),
+                Some(None) => continue,
+                None => {}
+            }
             kept.insert(id);
-            if self.members.contains_key(&id) {
-                self.give(id, Input::Plan(Box::new(plan)), means);
-                continue;
-            }
-            self.members.insert(id, Member::new(means.now, plan));
-            self.give(id, Input::Session(self.session.clone()), means);
-            if self.connected {
-                self.give(id, Input::Connected, means);
-            }
         }
-        let gone: Vec<InstanceId> = self.members.keys().filter(|id| !kept.contains(id)).copied().collect();
-        for id in gone {
-            let commands = self.members.get_mut(&id).map(|member| member.farewell(means.now));
-            self.carry_out(id, commands.unwrap_or_default(), means);
-            self.members.remove(&id);
-            means.actions.push(Action::Lease { id, until: None });
+        let gone: Vec<InstanceId> =
+            self.staying().map(|(id, _)| *id).filter(|id| !kept.contains(id)).collect();
+        gone.into_iter().for_each(|id| self.part(id, means));
+    }
+
+    fn join(&mut self, id: InstanceId, plan: ShardPlan, means: &mut Means<'_>) {
+        self.leaving.remove(&id);
+        if let Some(member) = self.members.get(&id) {
+            if member.plan().id() != plan.id() {
+                resolve_all(member.plan().id(), means);
+            }
+            return self.give(id, Input::Plan(Box::new(plan)), means);
         }
+        self.members.insert(id, Member::new(means.now, plan));
+        self.give(id, Input::Session(self.session.clone()), means);
+        if self.connected {
+            self.give(id, Input::Connected, means);
+        }
+    }
+
+    /// It is no member any more: for the shard its server is dead.
+    fn part(&mut self, id: InstanceId, means: &mut Means<'_>) {
+        let Some(member) = self.members.get(&id) else { return };
+        resolve_all(member.plan().id(), means);
+        let dead = member.life() == Life::Dead;
+        self.leaving.insert(id);
+        means.actions.push(Action::Lease { id, until: None });
+        self.give(id, if dead { Input::Tick } else { Input::Server(Life::Dead) }, means);
     }
 
     // What they hear
@@ -123,7 +145,8 @@ impl Shards {
 
     /// What is known of an instance's process.
     pub(super) fn life(&mut self, id: InstanceId, life: Life, means: &mut Means<'_>) {
-        if self.members.get(&id).is_some_and(|member| member.life() != life) {
+        let known = self.members.get(&id).filter(|_| !self.leaving.contains(&id)).map(Member::life);
+        if known.is_some_and(|known| known != life) {
             self.give(id, Input::Server(life), means);
         }
     }
@@ -147,6 +170,10 @@ impl Shards {
         let Some(member) = self.members.get_mut(&id) else { return };
         let commands = member.step(means.now, input);
         self.carry_out(id, commands, means);
+        if self.leaving.contains(&id) && self.members.get(&id).is_some_and(Member::holds_nothing) {
+            self.members.remove(&id);
+            self.leaving.remove(&id);
+        }
     }
 
     /// An operator's wish for a shard, named by its id, a member's address, or the port of an instance of this host.
@@ -156,7 +183,9 @@ impl Shards {
                 || member.plan().id() == shard
                 || member.plan().members.iter().any(|a| a == shard)
         };
-        let Some((id, member)) = self.members.iter_mut().find(named) else {
+        let leaving = &self.leaving;
+        let mut staying = self.members.iter_mut().filter(|(id, _)| !leaving.contains(id));
+        let Some((id, member)) = staying.find(named) else {
             return Err(format!("no shard of this host is named {shard}"));
         };
         let (id, commands) = (*id, member.wish(means.now, wish)?);
@@ -169,7 +198,9 @@ impl Shards {
     fn carry_out(&mut self, id: InstanceId, commands: Vec<Command>, means: &mut Means<'_>) {
         let Some(member) = self.members.get(&id) else { return };
         let (path, shard, time) = (member.node_path(), member.plan().id(), member.plan().timing.order);
-        for command in commands {
+        let leaving = self.leaving.contains(&id);
+        let of_the_registry = |command: &Command| matches!(command, Command::Request(..) | Command::Log(..));
+        for command in commands.into_iter().filter(|command| !leaving || of_the_registry(command)) {
             let action = match command {
                 Command::Request(request, what) => {
                     self.tokens += 1;
@@ -209,6 +240,18 @@ impl Shards {
             means.actions.push(action);
         }
     }
+}
+
+/// What was told of a shard is over when this host has no part in it.
+fn resolve_all(shard: &str, means: &mut Means<'_>) {
+    let of_it = |key: &&str| key.split_once('/').is_some_and(|(_, of)| of == shard);
+    let active = means.alerts.active().map(|alert| alert.key.as_str());
+    let keys: Vec<String> = active.filter(of_it).map(str::to_owned).collect();
+    let over = keys.iter().filter_map(|key| {
+        means.alerts.resolve(means.now.unix_ms, key, "this host has no part in the shard any more")
+    });
+    let over: Vec<Action> = over.map(Action::Alert).collect();
+    means.actions.extend(over);
 }
 
 /// The shard of an instance; `None`: it is alone.

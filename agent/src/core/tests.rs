@@ -8,6 +8,7 @@ mod end;
 mod hang;
 mod plan;
 mod registry;
+mod shards;
 mod start;
 mod unattended;
 

@@ -95,6 +95,11 @@ impl Orders {
         self.desks.insert(id, desk);
     }
 
+    /// Whether orders can be given to it.
+    pub fn leads_to(&self, id: InstanceId) -> bool {
+        self.desks.contains_key(&id)
+    }
+
     /// It is a member no more.
     pub fn close(&mut self, poll: &mut Poll, id: InstanceId) {
         self.process(poll, id, None);
@@ -219,8 +224,7 @@ impl Orders {
         }
         let (send, expect) = known.unwrap_or_default();
         let means = Means { address: desk.address, send, expect, within: desk.within };
-        let key = desk.key.clone();
-        self.fencer.arm(poll, id, &key, pid, means);
+        self.fencer.arm(poll, id, pid, means);
         self.tell_fencers_news();
     }
 }

@@ -5,7 +5,8 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -64,8 +65,17 @@ impl Process {
         Some(format!("the agent ended ({status}): {}", log.lines().last().unwrap_or("without a word")))
     }
 
+    /// Waits until it can be asked: one that has only begun has no socket yet.
+    fn wait_socket(&mut self) {
+        let limit = Instant::now() + ANSWER_LIMIT;
+        while self.client().is_err() && self.why_gone().is_none() && Instant::now() < limit {
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
     /// Ends the agent and all its caches.
     pub(super) fn end(mut self) -> Result<(), String> {
+        self.wait_socket();
         let pids = self
             .ask::<Status>("status")
             .map(|status| status.instances.iter().filter_map(|i| i.pid).collect::<Vec<_>>());

@@ -81,8 +81,9 @@ impl Stage {
                 return Err(why);
             }
             match asked {
-                Ok(status) if status.all_up() || over() => return Ok(status),
-                Err(why) if over() || Instant::now() >= end => return Err(why),
+                asked if over() => return Ok(asked.unwrap_or_default()),
+                Ok(status) if status.all_up() => return Ok(status),
+                Err(why) if Instant::now() >= end => return Err(why),
                 Ok(_) if Instant::now() >= end => return Err("the caches did not come up".to_owned()),
                 _ => thread::park_timeout(Duration::from_millis(10)),
             }
@@ -134,7 +135,8 @@ fn configuration(dir: &Path) -> std::io::Result<String> {
 /// The first of `count` ports in a row that are free on these addresses. They lie below those that the kernel gives to
 /// connecting sockets, which could else take one while its cache is being restarted.
 pub(super) fn free_ports(count: u16, addresses: &[Ipv4Addr]) -> std::io::Result<u16> {
-    let begin = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap_or(0);
+    // Demos that are started at the same time look at ports apart.
+    let begin = 20_000 + u16::try_from(u64::from(std::process::id()) * 16 % 10_000).unwrap_or(0);
     let is_free = |port: u16| addresses.iter().all(|address| TcpListener::bind((*address, port)).is_ok());
     let free = |first: &u16| (0..count).all(|n| is_free(first + n * PORT_STEP));
     let mut candidates = (begin..32_000).chain(10_000..begin).step_by(usize::from(count * PORT_STEP));

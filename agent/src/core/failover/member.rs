@@ -23,8 +23,8 @@ use std::{
 use log::Level;
 
 use super::{
-    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role,
-    ShardPlan, ShardState, View, Wish,
+    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Outcome, Phase, RequestId,
+    Role, ShardPlan, ShardState, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
@@ -185,8 +185,14 @@ pub struct Member {
     last_figures: Option<(i64, u64)>,
     /// Its configuration differs from the leader's.
     drifts: bool,
+    /// It was told that nobody leads.
+    masterless: bool,
+    /// It was told that the session's timeout leaves too short a lease.
+    lease_short: bool,
     /// A wish that is to be written into `state`.
     wish: Option<Intent>,
+    /// What became of a wish that never came into `state`.
+    unheard: Option<Outcome>,
     /// The handover that we declined, by its epoch.
     declined: Option<u64>,
     /// When we first saw the handover to us.
@@ -249,7 +255,10 @@ impl Member {
             free: false,
             last_figures: None,
             drifts: false,
+            masterless: false,
+            lease_short: false,
             wish: None,
+            unheard: None,
             declined: None,
             offered: None,
             paused_writes: None,
@@ -300,13 +309,11 @@ impl Member {
         Ok(mem::take(&mut self.out))
     }
 
-    /// What is left to do for one that is no longer a member: the lock is given back.
-    pub fn farewell(&mut self, now: Now) -> Vec<Command> {
-        self.now = now;
-        if self.lock_session.is_some() {
-            self.drop_lock();
-        }
-        mem::take(&mut self.out)
+    /// Whether it has nothing left to give back: a member that is no longer wanted may be dropped then.
+    pub fn holds_nothing(&self) -> bool {
+        let idle =
+            self.stage == Stage::Following && self.writing.is_none() && !self.is_asked(&Asked::DropLock);
+        idle && self.lock_session.is_none() && self.know.lock.fresh
     }
 
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
@@ -395,6 +402,7 @@ impl Member {
         if plan.id() == self.plan.id() && plan.address == self.plan.address {
             self.know.members_are(&plan);
             self.plan = plan;
+            self.compare_config();
             if self.connected {
                 self.read_what_is_unknown();
             }
@@ -451,6 +459,12 @@ impl Member {
     fn take_fencer(&mut self, there: bool) {
         if self.fencer != there {
             self.fencer = there;
+            if there {
+                self.resolve("fencer-down", &format!("a fencer stands by for {}", self.plan.address));
+            } else if self.life == Life::Up && self.plan.fencing {
+                let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
+                self.fire("fencer-down", Severity::Warning, &text);
+            }
             // A new fencer knows of no lease yet.
             self.fed = None;
         }
@@ -564,6 +578,7 @@ impl Member {
                 break;
             }
         }
+        self.tell_no_master();
         self.carry_wish();
         self.end_pause();
     }
@@ -602,6 +617,24 @@ impl Member {
     }
 
     // What it tells
+
+    /// That nobody leads for long is told by whoever sees it.
+    fn tell_no_master(&mut self) {
+        let for_long = self.lock_gone.filter(|gone| self.now.at >= *gone + self.plan.timing.session * 2);
+        match for_long {
+            Some(_) if self.is_informed() && !self.masterless => {
+                self.masterless = true;
+                let text =
+                    format!("nobody has been the master for {} s", self.plan.timing.session.as_secs() * 2);
+                self.fire("shard-no-master", Severity::Critical, &text);
+            }
+            None if self.masterless => {
+                self.masterless = false;
+                self.resolve("shard-no-master", "there is a master");
+            }
+            _ => {}
+        }
+    }
 
     /// Notes a decision; it is logged when it differs from the last one.
     fn say(&mut self, level: Level, sentence: String) {
@@ -683,8 +716,8 @@ impl Member {
             return;
         }
         let meaning = |node: &MemberNode| {
-            let keys = u64::from(node.keys > 0);
-            MemberNode { offset: 0, keys, ..node.clone() }
+            let (offset, keys) = (i64::from(node.offset > 0), u64::from(node.keys > 0));
+            MemberNode { offset, keys, ..node.clone() }
         };
         let same = self.published.as_ref().is_some_and(|last| meaning(last) == meaning(&node));
         if !same {

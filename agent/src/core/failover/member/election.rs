@@ -20,6 +20,11 @@ impl Member {
     // Following
 
     pub(super) fn follow(&mut self) {
+        // The answer to its giving the lock back was lost, and it has no server to lead with.
+        let useless = self.lock_session.is_some() && self.life == Life::Dead;
+        if useless && self.connected && self.know.lock.fresh && !self.is_asked(&Asked::DropLock) {
+            self.drop_lock();
+        }
         if !self.is_informed() || self.life != Life::Up || self.view.is_none() {
             return;
         }

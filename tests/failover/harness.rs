@@ -1,0 +1,53 @@
+//! The network and the writers themselves, without any agent.
+
+use std::{net::SocketAddr, process::Stdio, time::Duration};
+
+use yagent_tests::{
+    cache::Redis,
+    cluster::net::{Cut, Net, Space},
+    programs, wait,
+};
+
+fn redis(space: &Space) -> SocketAddr {
+    let mut command = space.command(programs::redis_server());
+    command.args(["--port", "7000", "--save", "", "--protected-mode", "no"]).stdout(Stdio::null());
+    command.spawn().unwrap();
+    let address = SocketAddr::from((space.address(), 7000));
+    wait::until("redis answers", || space.run(|| ping(address)));
+    address
+}
+
+fn ping(address: SocketAddr) -> std::io::Result<String> {
+    Redis::connect_to(address, Duration::from_millis(300))?.call(&["PING"])
+}
+
+#[test]
+fn cuts_stop_what_they_name_and_nothing_else() {
+    let mut net = Net::new();
+    let (server, one, other) = (net.host(1), net.host(2), net.host(3));
+    let address = redis(&server);
+    let reaches = |space: &Space| space.run(|| ping(address)).is_ok();
+    let all = || (reaches(&server), reaches(&one), reaches(&other));
+    assert_eq!(all(), (true, true, true));
+    server.cut(&Cut::Off);
+    assert_eq!(all(), (true, false, false));
+    server.cut(&Cut::From(vec![one.address()]));
+    assert_eq!(all(), (true, false, true));
+    server.cut(&Cut::Deaf(vec![other.address()]));
+    assert_eq!(all(), (true, true, false));
+    server.heal();
+    assert_eq!(all(), (true, true, true));
+}
+
+#[test]
+fn a_one_way_cut_lets_the_other_way_pass() {
+    let mut net = Net::new();
+    let (server, client) = (net.host(1), net.host(2));
+    let address = redis(&server);
+    let mut link = client.run(|| Redis::connect_to(address, Duration::from_millis(300))).unwrap();
+    link.call(&["SET", "a", "1"]).unwrap();
+    client.cut(&Cut::Deaf(vec![server.address()]));
+    assert!(link.call(&["SET", "a", "2"]).is_err(), "no answer is heard");
+    let value = server.run(|| Redis::connect_to(address, Duration::from_secs(1))?.call(&["GET", "a"]));
+    assert_eq!(value.unwrap(), "2", "but the request arrived");
+}

@@ -1,0 +1,201 @@
+//! What people ask for: switchovers, pauses, restarts.
+
+use std::{process::Output, thread, time::Duration};
+
+use serde_json::Value;
+use yagent_tests::{
+    cluster::{Cluster, Plan},
+    process::Signal,
+    wait,
+};
+
+use crate::{FAST, IN_FLIGHT, fill, nothing_changes_for, wait_same_keys};
+
+fn shard(cluster: &Cluster) -> String {
+    cluster.address(0).to_string()
+}
+
+fn switchover(cluster: &Cluster, asked: usize, more: &[&str]) -> Output {
+    let shard = shard(cluster);
+    let mut words = vec!["switchover", &shard, "--yes"];
+    words.extend(more);
+    cluster.yagent(asked, &words)
+}
+
+fn is_refused(output: &Output, why: &str) {
+    let told = String::from_utf8_lossy(&output.stderr).to_lowercase();
+    assert!(!output.status.success() && told.contains(why), "not {why}: {output:?}");
+}
+
+#[test]
+fn switchovers_under_load_lose_nothing() {
+    let cluster = Plan::new(3).start();
+    fill(&cluster, 20);
+    let writer = cluster.writer();
+    let stubborn: Vec<_> = (0..3).map(|host| cluster.stubborn(host)).collect();
+    for round in 0..3 {
+        let (old, epoch) = (cluster.master(), cluster.watch.epoch());
+        writer.wait_progress(100);
+        // Any host may be asked, and any replica may be named.
+        let to = cluster.others(&[old])[round % 2];
+        let target = cluster.address(to).to_string();
+        let output = match round {
+            0 => switchover(&cluster, 1, &[]),
+            _ => switchover(&cluster, round % 3, &["--to", &target, "--format", "json"]),
+        };
+        assert!(output.status.success(), "{output:?}");
+        let new = cluster.wait_successor(epoch);
+        assert_eq!(new.epoch, epoch + 1);
+        assert_ne!(cluster.host_of(new.master), old);
+        if round > 0 {
+            assert_eq!(cluster.host_of(new.master), to);
+            let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(told.to_string().contains("paused_ms"), "{told}");
+        }
+        writer.wait_ack_by(new.master);
+        cluster.wait_steady();
+    }
+    let mut records = vec![writer.finish()];
+    records.extend(stubborn.into_iter().map(|writer| writer.finish()));
+    let records: Vec<_> = records.iter().collect();
+    cluster.assert_one_master(&records);
+    assert_eq!(cluster.lost(&records), Default::default(), "a planned switchover loses nothing");
+    assert!(records[0].longest_gap() < FAST, "{:?}", records[0].longest_gap());
+}
+
+#[test]
+fn a_target_that_does_not_take_over_leaves_the_old_master() {
+    let cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    let (old, epoch, writer) = (cluster.master(), cluster.watch.epoch(), cluster.writer());
+    writer.wait_progress(20);
+    let target = cluster.replica();
+    cluster.hosts[target].signal(Signal::STOP);
+    let output = switchover(&cluster, old, &["--to", &cluster.address(target).to_string()]);
+    assert!(!output.status.success(), "{output:?}");
+    cluster.hosts[target].signal(Signal::CONT);
+    assert_eq!(cluster.wait_steady(), old);
+    writer.wait_ack_by(cluster.address(old));
+    assert!(cluster.watch.epoch() <= epoch + 2);
+    let record = writer.finish();
+    cluster.assert_one_master(&[&record]);
+    assert!(cluster.lost(&[&record]).is_empty());
+}
+
+#[test]
+fn a_target_whose_server_dies_leaves_the_old_master() {
+    let cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    let (old, writer) = (cluster.master(), cluster.writer());
+    writer.wait_progress(20);
+    let target = cluster.replica();
+    // It stands still until its server is dead, so that it cannot be faster.
+    cluster.hosts[target].signal(Signal::STOP);
+    let asked = thread::scope(|scope| {
+        let asked = scope.spawn(|| switchover(&cluster, old, &["--to", &cluster.address(target).to_string()]));
+        cluster.watch.wait_node("state", "it is handed over", |state| !state["handover"].is_null());
+        cluster.crash(target);
+        cluster.hosts[target].signal(Signal::CONT);
+        asked.join().unwrap()
+    });
+    assert!(!asked.status.success(), "{asked:?}");
+    assert_eq!(cluster.wait_steady(), old);
+    writer.wait_ack_by(cluster.address(old));
+    let record = writer.finish();
+    cluster.assert_one_master(&[&record]);
+    assert!(cluster.lost(&[&record]).is_empty());
+}
+
+#[test]
+fn a_second_wish_waits_for_nobody_and_is_refused() {
+    let cluster = Plan::new(2).start();
+    let (old, target) = (cluster.master(), cluster.replica());
+    cluster.hosts[target].signal(Signal::STOP);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| switchover(&cluster, old, &[]));
+        cluster.watch.wait_node("state", "it is handed over", |state| !state["handover"].is_null());
+        let second = switchover(&cluster, old, &[]);
+        assert!(!second.status.success(), "{second:?}");
+        cluster.hosts[target].signal(Signal::CONT);
+        first.join().unwrap();
+    });
+    cluster.wait_steady();
+}
+
+#[test]
+fn in_a_pause_nothing_is_switched_and_fencing_still_works() {
+    let mut cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    let shard = shard(&cluster);
+    let (old, epoch) = (cluster.master(), cluster.watch.epoch());
+    let output = cluster.yagent(1, &["pause", &shard, "--for", "5m", "--reason", "a test"]);
+    assert!(output.status.success(), "{output:?}");
+    cluster.watch.wait_node("pause", "the pause is known", |pause| pause["reason"] == "a test");
+    cluster.hosts.iter().for_each(|host| drop(host.wait_alert("shard-paused")));
+    is_refused(&switchover(&cluster, old, &[]), "pause");
+    cluster.hosts[old].kill9();
+    cluster.wait_fenced(old);
+    nothing_changes_for(&cluster, Duration::from_secs(6));
+    let asked = cluster.others(&[old])[0];
+    assert!(cluster.yagent(asked, &["resume", &shard]).status.success());
+    let new = cluster.wait_successor(epoch);
+    assert_ne!(cluster.host_of(new.master), old);
+    cluster.hosts[old].launch();
+    cluster.wait_steady();
+}
+
+#[test]
+fn a_failover_by_force_is_done_beside_a_living_master() {
+    let cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    let (old, epoch, writer) = (cluster.master(), cluster.watch.epoch(), cluster.writer());
+    writer.wait_progress(20);
+    let shard = shard(&cluster);
+    let refused = cluster.yagent(old, &["failover", &shard, "--yes"]);
+    assert!(!refused.status.success(), "without --force it is refused: {refused:?}");
+    let to = cluster.replica();
+    let target = cluster.address(to).to_string();
+    let output = cluster.yagent(old, &["failover", &shard, "--force", "--to", &target, "--yes"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(cluster.host_of(cluster.wait_successor(epoch).master), to);
+    assert_eq!(cluster.wait_steady(), to);
+    let record = writer.finish();
+    cluster.assert_one_master(&[&record]);
+    let lost = cluster.lost(&[&record]);
+    assert!(lost.len() <= IN_FLIGHT, "{lost:?}");
+}
+
+/// Each host is taken down with everything on it and started again, as for an upgrade.
+#[test]
+fn a_rolling_restart_of_all_hosts_loses_nothing() {
+    let mut cluster = Plan::new(3).start();
+    fill(&cluster, 20);
+    let writer = cluster.writer();
+    for host in 0..3 {
+        writer.wait_progress(50);
+        let output = cluster.yagent(host, &["stop", "--all"]);
+        assert!(output.status.success(), "{output:?}");
+        cluster.hosts[host].wait_ended();
+        let rest = cluster.others(&[host]);
+        cluster.wait_steady_among(&rest);
+        cluster.hosts[host].launch();
+        cluster.wait_steady();
+        wait_same_keys_soon(&cluster);
+    }
+    let record = writer.finish();
+    wait_same_keys(&cluster);
+    cluster.assert_one_master(&[&record]);
+    assert!(record.longest_gap() < FAST, "{:?}", record.longest_gap());
+    assert_eq!(cluster.lost(&[&record]), Default::default());
+    assert!(cluster.keys(0) >= 20);
+}
+
+/// The keys that nobody writes any more.
+fn wait_same_keys_soon(cluster: &Cluster) {
+    for host in 0..3 {
+        wait::until("it has the data", || {
+            let value = cluster.call(host, &["EXISTS", "data:0"])?;
+            wait::check(value == "1", || value)
+        });
+    }
+}
