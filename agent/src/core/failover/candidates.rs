@@ -37,7 +37,8 @@ pub(super) fn judge(
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
         condition(node, config, &hash).or_else(|| history(node, state?, no_data))
     };
-    let barred: Vec<Option<String>> = standings.iter().map(out).collect();
+    let mut barred: Vec<Option<String>> = standings.iter().map(out).collect();
+    prefer_followers(standings, state, &mut barred);
     let fresh = |node: &&MemberNode| round > 0 && node.round == round;
     let offsets = standings.iter().zip(&barred).filter(|(_, barred)| barred.is_none());
     let best = offsets
@@ -73,6 +74,18 @@ fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
     reasons.iter().find(|(out, _)| *out).map(|(_, why)| (*why).to_owned())
 }
 
+/// Offsets of two histories say nothing of one another: who has followed the last master goes before who has not.
+fn prefer_followers(standings: &[Standing<'_>], state: Option<&ShardState>, barred: &mut [Option<String>]) {
+    let Some(state) = state.filter(|state| !state.replid.is_empty()) else { return };
+    let followed = |standing: &Standing<'_>| {
+        standing.node.is_some_and(|node| node.replid == state.replid || node.replid2 == state.replid)
+    };
+    let any = standings.iter().zip(&*barred).any(|(standing, barred)| barred.is_none() && followed(standing));
+    for (_, barred) in standings.iter().zip(barred).filter(|(standing, _)| any && !followed(standing)) {
+        barred.get_or_insert_with(|| format!("it has not followed {}", state.master));
+    }
+}
+
 /// Whether it has what the last master had.
 fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<String> {
     let recorded = node.address == state.master;
@@ -98,7 +111,11 @@ fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<Strin
     if known && !shared(&node.replid) && !(node.role == Role::Master && shared(&node.replid2)) {
         return Some("its data is of another history".to_owned());
     }
-    if state.solo && !recorded && !state.heirs.contains(&node.address) {
+    let heir = recorded || state.heirs.contains(&node.address);
+    if known && node.replid != state.replid && node.replid == state.replid2 && !heir {
+        return Some(format!("it has not followed {} in time", state.master));
+    }
+    if state.solo && !heir {
         return Some(format!("{} took writes alone that it does not have", state.master));
     }
     (known && node.offset <= 0).then(|| "it never had the master's data".to_owned())

@@ -149,6 +149,8 @@ pub struct Member {
     grace_until: Option<Instant>,
     /// What the fencer was told last.
     fed: Option<Instant>,
+    /// What it was told before that.
+    fed_before: Option<Instant>,
     fencer: bool,
     /// When the fence must be renewed.
     renew_fence: Option<Instant>,
@@ -157,6 +159,8 @@ pub struct Member {
     view: Option<View>,
     /// When the view was asked for.
     view_at: Instant,
+    /// When its server was last told whom to follow: what was seen before is of no use.
+    turned: Option<Instant>,
     asked_at: Instant,
     next_look: Instant,
     running: Option<Order>,
@@ -229,11 +233,13 @@ impl Member {
             failsafe_until: None,
             grace_until: None,
             fed: None,
+            fed_before: None,
             fencer: false,
             renew_fence: None,
             life: Life::Dead,
             view: None,
             view_at: now.at,
+            turned: None,
             asked_at: now.at,
             next_look: now.at,
             running: None,
@@ -273,6 +279,7 @@ impl Member {
         let late = self.expected.is_some_and(|at| now.at > at + self.plan.timing.beat * 2);
         self.now = now;
         self.hurry = None;
+        self.doubt_late_feeding();
         self.take(input);
         self.read_again();
         self.watch_lease();
