@@ -1,9 +1,9 @@
 //! The verbs about shards on a living one: hosts on loopback addresses, redis, ZooKeeper.
 
-use std::{fs, process::Output};
+use std::{fs, process::Output, time::Duration};
 
 use serde_json::Value;
-use yagent_tests::{host::Host, wait, zookeeper};
+use yagent_tests::{cache::Redis, host::Host, wait, zookeeper};
 
 /// Hosts whose redis replicate with one another.
 struct Shard {
@@ -18,13 +18,21 @@ fn ip(index: usize) -> String {
 impl Shard {
     /// So many hosts, all of them up, led by one that the others follow.
     fn of(size: usize) -> Shard {
+        let mut shard = Shard::planned(size);
+        shard.name_peers();
+        shard.hosts.iter_mut().for_each(Host::launch);
+        shard.wait_ready();
+        shard
+    }
+
+    /// So many hosts that were not started, each with a redis of its own.
+    fn planned(size: usize) -> Shard {
         let mut hosts: Vec<Host> = (0..size).map(|_| Host::new()).collect();
         let port = hosts[0].redis_port(0);
         let server = zookeeper::shared();
         for (index, host) in hosts.iter_mut().enumerate() {
             let conf = host.path().join("redis.conf");
             fs::write(conf, "save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n").unwrap();
-            let peers: Vec<String> = (0..size).filter(|other| *other != index).map(ip).collect();
             host.ini
                 .set("global", "zoo_svr", format!("{}/shards-{port}", server.address()))
                 .set("global", "zoo_session_timeout", 6)
@@ -38,13 +46,22 @@ impl Shard {
                 .set("redis", "redis_bind", ip(index))
                 .set("redis", "redis_lease", 3)
                 .set("redis", "redis_fence_time", 0.5)
-                .set("redis", "timeout", 5)
-                .set("redis", "peers", peers.join(","));
-            host.launch();
+                .set("redis", "timeout", 5);
         }
-        let shard = Shard { hosts, port };
-        shard.wait_ready();
-        shard
+        Shard { hosts, port }
+    }
+
+    fn name_peers(&mut self) {
+        let size = self.hosts.len();
+        for (index, host) in self.hosts.iter_mut().enumerate() {
+            let peers: Vec<String> = (0..size).filter(|other| *other != index).map(ip).collect();
+            host.ini.set("redis", "peers", peers.join(","));
+        }
+    }
+
+    fn redis(&self, index: usize) -> Redis {
+        let address = self.address(index).parse().unwrap();
+        Redis::connect_to(address, Duration::from_secs(5)).unwrap()
     }
 
     fn address(&self, index: usize) -> String {
@@ -206,4 +223,26 @@ fn doctor_tells_of_a_shard_that_lost_its_replica() {
             said(&output)
         })
     });
+}
+
+#[test]
+fn servers_that_ran_alone_become_a_shard_by_a_reload_and_the_data_stays() {
+    let mut shard = Shard::planned(2);
+    shard.hosts.iter_mut().for_each(|host| drop(host.start()));
+    assert_eq!(shard.redis(1).call(&["SET", "a", "1"]).unwrap(), "OK");
+    let before: Vec<_> = shard.hosts.iter().map(|host| host.status().pids()).collect();
+    shard.name_peers();
+    shard.hosts.iter().for_each(|host| assert_eq!(host.reload()["ok"], true));
+    assert_eq!(shard.wait_ready(), 1, "the one with data leads");
+    assert_eq!(shard.redis(0).call(&["GET", "a"]).unwrap(), "1");
+    let after: Vec<_> = shard.hosts.iter().map(|host| host.status().pids()).collect();
+    assert_eq!(after, before, "no server was started again");
+
+    // And back: each is alone with what it has, and nothing holds the shard.
+    for host in &mut shard.hosts {
+        host.ini.set("redis", "peers", "");
+        assert_eq!(host.reload()["ok"], true);
+        assert_eq!(host.status().0["shards"], Value::Array(Vec::new()));
+    }
+    assert_eq!(shard.redis(1).call(&["SET", "b", "1"]).unwrap(), "OK");
 }

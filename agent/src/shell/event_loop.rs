@@ -37,7 +37,8 @@ use crate::{
     config::{EngineSettings, Settings},
     core::{
         Action, Core, EngineId, Event, HostPlan, InstanceId, NotStarted, Now, Outcome, Pid, Talk,
-        alert::Severity, failover::Wish,
+        alert::Severity,
+        failover::{NOWHERE, Wish},
     },
     plugin::{
         Backend, Plugin, StartPlan,
@@ -493,6 +494,26 @@ impl EventLoop {
         }
     }
 
+    /// Servers that run already become members of shards by new settings, or cease to be.
+    fn renew_orders(&mut self) {
+        let running: Vec<(InstanceId, Pid)> = self.processes.iter().map(|(id, it)| (*id, it.pid)).collect();
+        for (id, pid) in running {
+            match self.engine(id.engine).map(|engine| engine.shards.is_some()) {
+                Some(true) if !self.orders.leads_to(id) => {
+                    let nowhere = (NOWHERE.0.to_owned(), NOWHERE.1);
+                    match self.prepare(id, Some(&nowhere)) {
+                        Ok((_, orders, _, _)) => self.open_orders(id, orders),
+                        Err(why) => log::error!("no orders can be given to port {}: {why}", id.port),
+                    }
+                    self.orders.process(&mut self.poll, id, Some(pid));
+                }
+                Some(false) => self.orders.close(&mut self.poll, id),
+                // One whose engine was taken out must be fenced as long as it lives.
+                _ => {}
+            }
+        }
+    }
+
     #[expect(clippy::type_complexity, reason = "what a start needs, taken apart at once")]
     fn prepare(
         &self,
@@ -646,6 +667,7 @@ impl EventLoop {
         self.plugins = plugins;
         self.events.extend(quarantine_news(&self.quarantined, &quarantined));
         self.quarantined = quarantined;
+        self.renew_orders();
         log::info!("the settings were read again from {}", self.settings.file.display());
         self.events.push_back(Event::Configure(Box::new(plan)));
     }

@@ -95,6 +95,11 @@ impl Orders {
         self.desks.insert(id, desk);
     }
 
+    /// Whether orders can be given to it.
+    pub fn leads_to(&self, id: InstanceId) -> bool {
+        self.desks.contains_key(&id)
+    }
+
     /// It is a member no more.
     pub fn close(&mut self, poll: &mut Poll, id: InstanceId) {
         self.process(poll, id, None);
