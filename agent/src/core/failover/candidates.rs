@@ -58,6 +58,13 @@ pub(super) fn judge(
     standings.iter().zip(barred).map(verdict).collect()
 }
 
+/// Whether a member that could lead has not yet said for this election how far it is: what it last published decides
+/// nothing.
+pub(super) fn is_unsaid(standing: &Standing<'_>, config: &Config, round: u64) -> bool {
+    let unsaid = |node: &MemberNode| node.round != round && condition(node, config, &config.hash()).is_none();
+    standing.node.is_some_and(unsaid)
+}
+
 /// What a member is in, whatever the shard's history.
 fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
     let reasons = [

@@ -337,25 +337,32 @@ impl Member {
     /// When it is our turn, by our place among the candidates.
     pub(super) fn turn(&self, since: Instant) -> Instant {
         let state = self.know.state();
-        let (standings, verdicts) = self.standings(state);
+        let (standings, mut verdicts) = self.standings(state);
+        let ours = self.plan.config();
+        let config = self.know.config.content().unwrap_or(&ours);
+        // What it said as the master is over; it may stand again when it has something to say.
+        let given_up = state.filter(|state| state.phase == Phase::Released).map(|state| &*state.master);
+        let mut awaited = false;
+        for (standing, verdict) in standings.iter().zip(&mut verdicts) {
+            let unsaid = candidates::is_unsaid(standing, config, self.round);
+            if given_up == Some(standing.address)
+                && standing.node.is_some_and(|node| node.round != self.round)
+            {
+                *verdict = Verdict::Out("it was given up".to_owned());
+            } else if unsaid && standing.address != self.plan.address {
+                awaited = true;
+            }
+        }
         let order = candidates::rank(&standings, &verdicts, state.is_none());
         let place = order.iter().position(|i| standings[*i].address == self.plan.address).unwrap_or(0);
-        // A lone candidate has nobody to wait for.
-        let alone = verdicts.iter().zip(&standings).all(|(verdict, standing)| {
-            standing.address == self.plan.address || (*verdict != Verdict::Eligible && !may_become(verdict))
-        });
-        if alone {
+        // Nobody has more, and nobody is left who might.
+        if place == 0 && !awaited {
             return since;
         }
+        // Whoever has an agent that speaks says how far it is in a moment: going without it might lose what it has.
         let settle = self.settle_time();
-        // Where all have said how far they are there is nothing to wait for.
-        let said = standings.iter().zip(&verdicts).all(|(standing, verdict)| {
-            *verdict != Verdict::Eligible || standing.node.is_some_and(|node| node.round == self.round)
-        });
-        if said && place == 0 {
-            return since;
-        }
-        since + settle + settle * HOLD_BACK * u32::try_from(place).unwrap_or(u32::MAX / HOLD_BACK)
+        let patience = if awaited { settle.max(self.plan.timing.beat) } else { settle };
+        since + patience + settle * HOLD_BACK * u32::try_from(place).unwrap_or(u32::MAX / HOLD_BACK)
     }
 
     fn settle_time(&self) -> Duration {
@@ -482,9 +489,4 @@ impl Member {
             self.resolve("shard-full-resync", &text);
         }
     }
-}
-
-/// Whether waiting may change the verdict: the member's offset is not fresh.
-fn may_become(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Out(why) if why.starts_with("offset "))
 }
