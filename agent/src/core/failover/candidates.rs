@@ -35,7 +35,10 @@ pub(super) fn judge(
     let no_data = standings.iter().all(|s| s.node.is_some_and(|node| !node.loading && node.keys == 0));
     let out = |standing: &Standing<'_>| -> Option<String> {
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
-        condition(node, config, &hash).or_else(|| history(node, state?, no_data))
+        condition(node, config, &hash).or_else(|| match state {
+            Some(state) => history(node, state, no_data),
+            None => first(node, standings),
+        })
     };
     let barred: Vec<Option<String>> = standings.iter().map(out).collect();
     let fresh = |node: &&MemberNode| round > 0 && node.round == round;
@@ -71,6 +74,12 @@ fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
         (node.stale, "its link to the master has been down for too long"),
     ];
     reasons.iter().find(|(out, _)| *out).map(|(_, why)| (*why).to_owned())
+}
+
+/// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does.
+fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
+    let full = standings.iter().find(|s| s.node.is_some_and(|node| node.keys > 0))?;
+    (node.keys == 0).then(|| format!("it is empty, and {} has data", full.address))
 }
 
 /// Whether it has what the last master had.
@@ -262,7 +271,13 @@ mod tests {
     fn the_first_master_is_one_that_is_one_already_then_one_with_data() {
         let empty = |address: &str| MemberNode { keys: 0, ..node(address, 0) };
         let master = MemberNode { role: Role::Master, ..node(C, 10) };
-        assert_eq!(of(&[empty(A), node(B, 500), master], None).1, [2, 1, 0]);
-        assert_eq!(of(&[empty(A), node(B, 5), empty(C)], None).1, [1, 0, 2]);
+        assert_eq!(of(&[empty(A), node(B, 500), master], None).1, [2, 1]);
+        assert_eq!(of(&[empty(A), node(B, 5), empty(C)], None).1, [1]);
+        assert_eq!(of(&[empty(A), empty(B), empty(C)], None).1, [0, 1, 2]);
+        // The one with data cannot lead yet: nobody else does, for it would lose all to an empty master.
+        let unarmed = MemberNode { fencer: false, ..node(B, 5) };
+        let (verdicts, order) = of(&[empty(A), unarmed, empty(C)], None);
+        assert!(order.is_empty());
+        assert_eq!(verdicts[0], Verdict::Out(format!("it is empty, and {B} has data")));
     }
 }

@@ -179,6 +179,8 @@ pub struct Member {
     drifts: bool,
     /// A wish that is to be written into `state`.
     wish: Option<Intent>,
+    /// The wish for which our server is looked at, by its id, and since when.
+    heeded: Option<(String, Instant)>,
     /// The handover that we declined, by its epoch.
     declined: Option<u64>,
     /// When we first saw the handover to us.
@@ -238,6 +240,7 @@ impl Member {
             last_figures: None,
             drifts: false,
             wish: None,
+            heeded: None,
             declined: None,
             offered: None,
             paused_writes: None,
