@@ -1,31 +1,24 @@
-//! `yagent fencer`: started by the agent for its shards' masters; nobody calls it by hand.
+//! `yagent fencer`: the process beside the agent that fences masters whose lease has run out.
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Args;
+use super::{eprint_line, exit};
 
-use super::exit;
-use crate::fencer::Fencer;
-
-/// Arguments of `fencer`.
-#[derive(Debug, Args)]
+/// Arguments of `yagent fencer`.
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct FencerArgs {
-    /// The agent's state directory
+    /// Where its socket is
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
 }
 
-/// Works until there is nothing to watch any more.
-pub(super) fn run(args: &FencerArgs) -> ExitCode {
-    // It must not end with its agent's session.
-    let _ = rustix::process::setsid();
-    // When memory is short it must be the last to go. Only root may ask for that.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
-    match Fencer::new(&args.state_dir).and_then(|fencer| fencer.map_or(Ok(()), |mut fencer| fencer.run())) {
+/// Fences until there is nothing to guard.
+pub(super) fn fencer(args: &FencerArgs) -> ExitCode {
+    match crate::fencer::run(&args.state_dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("fencer: {}: {e}", args.state_dir.display());
-            ExitCode::from(exit::INTERNAL)
+            eprint_line(&format!("the fencer of {} ends: {e}", args.state_dir.display()));
+            ExitCode::from(exit::UNAVAILABLE)
         }
     }
 }

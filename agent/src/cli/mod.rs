@@ -122,7 +122,7 @@ impl Verb {
             Verb::Check(args) => check::check(&args),
             Verb::Plan(args) => plan::plan(&args),
             Verb::Status(args) => status::status(&args),
-            Verb::Fencer(args) => fencer::run(&args),
+            Verb::Fencer(args) => fencer::fencer(&args),
             Verb::Stop(args) => stop::stop(&args),
             Verb::Reload(args) => reload::reload(&args),
             Verb::Shards(args) => shard::shards(&args),

@@ -1,105 +1,228 @@
-//! The agent's side of the fencer: starts it or finds the one of an earlier run, tells it of each process that may be a
-//! master, and notices when it is gone. Nothing here waits.
+//! The agent side of the fencer: it starts or adopts the process, tells it every lease, and notices when it is gone.
+//!
+//! Nothing here blocks: what a full socket does not take is sent once it can be written, and a fencer that does not
+//! answer is replaced. Starting it is the one thing that takes time, a few milliseconds: the standard library uses
+//! `vfork` for it, so that it does not grow with the agent, and the program is in memory, for it is the agent's own.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs::OpenOptions,
+    fs, io,
     net::SocketAddr,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use rustix::{
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType},
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
+        socketpair, sockopt,
+    },
+    process::{Signal, pidfd_send_signal},
 };
 
-use super::poll::{Poll, Ready, Source, Token};
+use super::{
+    poll::{Poll, Ready, Source, Token},
+    process::{pidfd, start_ticks},
+};
 use crate::{
     core::{InstanceId, Pid},
     fencer::{
-        self,
-        message::{self, Message, Nanos, PACKET_AT_MOST},
+        SOCKET_NAME, SOCKET_PREFIX, SOCKET_SUFFIX, monotonic,
+        socket::address_in,
+        wire::{
+            Answer, Arm, EXPECT_AT_MOST, FRAME_AT_MOST, Fencing, KEY_AT_MOST, Lease, Message, ProcessId,
+            SEND_AT_MOST,
+        },
     },
 };
 
-/// How long after a start its socket is looked for again; doubled each time.
-const FIRST_RETRY: Duration = Duration::from_millis(2);
-/// The longest pause between two attempts.
-const LONGEST_RETRY: Duration = Duration::from_secs(1);
-/// A fencer that was started may take so long before another is.
-const START_LIMIT: Duration = Duration::from_secs(5);
+/// How often the fencer is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(2);
+/// How long it may take to answer anything.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The first pause before a fencer that died is replaced; it doubles with each that never answered.
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+/// The longest pause.
+const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
 /// How a server is kept from taking writes.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Means {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The bytes of the rehearsed fence; empty: only SIGKILL helps.
+    /// The bytes of the rehearsed fence; empty: only a kill helps.
     pub send: Vec<u8>,
-    /// The answer that means that it was taken.
+    /// The reply that means it took it.
     pub expect: Vec<u8>,
     /// How long fencing may take.
     pub within: Duration,
 }
 
+/// A server that is to be guarded.
 #[derive(Debug)]
-struct Entry {
-    pid: Pid,
-    start: u64,
+struct Guarded {
+    key: String,
+    process: ProcessId,
     means: Means,
-    lease: Option<Instant>,
-    armed: bool,
+    /// As the core last said; before that it is as a former agent said.
+    lease: Option<Option<Instant>>,
+    /// The fencer has not been told of it yet.
+    arm_due: bool,
+    /// The fencer has not been told of the lease yet.
+    lease_due: bool,
+    /// The fencer said that it stands by.
+    stands_by: bool,
 }
 
-/// The fencer as the agent sees it.
+/// The connection to a fencer.
+#[derive(Debug)]
+struct Link {
+    socket: OwnedFd,
+    token: Token,
+    pid: Pid,
+    /// To end it when it hangs.
+    pidfd: Option<OwnedFd>,
+    /// When it was asked something that it has not answered.
+    asked: Option<Instant>,
+    next_ping: Instant,
+    /// It took no more for now; written to once it does.
+    full: bool,
+    /// The loop waits until it can be written.
+    awaits_room: bool,
+}
+
+/// The fencer, seen from the agent.
 #[derive(Debug)]
 pub struct Fencer {
     state_dir: PathBuf,
     program: PathBuf,
-    link: Option<(OwnedFd, Token)>,
-    entries: BTreeMap<InstanceId, Entry>,
+    guarded: BTreeMap<InstanceId, Guarded>,
+    /// Keys that it has not been told to let go yet.
+    let_go: VecDeque<String>,
+    link: Option<Link>,
+    /// Not before this is another one started.
+    rests: Option<Instant>,
+    pause: Duration,
+    /// Fencers of other versions may be there.
+    others: bool,
     news: VecDeque<(InstanceId, bool)>,
-    /// When to look for it again, and the pause after that.
-    retry: Option<(Instant, Duration)>,
-    started: Option<Instant>,
+    fenced: VecDeque<(InstanceId, Fencing)>,
 }
 
 impl Fencer {
-    /// Not started yet; `program` is the agent's own executable.
+    /// Nothing is started yet; the socket will be in `state_dir`, and `program` is the agent's own executable.
+    #[must_use]
     pub fn new(state_dir: PathBuf, program: PathBuf) -> Fencer {
-        let (entries, news) = (BTreeMap::new(), VecDeque::new());
-        Fencer { state_dir, program, link: None, entries, news, retry: None, started: None }
-    }
-
-    /// From now on a fencer stands by for this process, which replaces an earlier one of the instance.
-    pub fn arm(&mut self, poll: &mut Poll, id: InstanceId, pid: Pid, means: Means) {
-        let Some(start) = fencer::start_of(pid.0) else { return };
-        self.entries.insert(id, Entry { pid, start, means, lease: None, armed: false });
-        if self.link.is_none() {
-            self.connect(poll, Instant::now());
-        } else {
-            self.tell_all_of(id);
+        Fencer {
+            state_dir,
+            program,
+            guarded: BTreeMap::new(),
+            let_go: VecDeque::new(),
+            link: None,
+            rests: None,
+            pause: PAUSE_FIRST,
+            others: true,
+            news: VecDeque::new(),
+            fenced: VecDeque::new(),
         }
     }
 
-    /// The process is gone, or needs no fencer any more.
+    /// From now on a fencer stands by for this process, which replaces an earlier one of the same key (such as
+    /// `redis:6379`). A process that is gone already is not taken. Starts or adopts the fencer where there is none.
+    pub fn arm(&mut self, poll: &mut Poll, id: InstanceId, key: &str, pid: Pid, means: Means) {
+        let Some(start_ticks) = start_ticks(pid).filter(|_| key.len() <= KEY_AT_MOST) else {
+            return self.disarm(id);
+        };
+        let process = ProcessId { pid: pid.0, start_ticks };
+        let before = self.guarded.remove(&id);
+        let same = before.as_ref().is_some_and(|before| before.key == key && before.process == process);
+        if !same && before.as_ref().is_some_and(|before| before.stands_by) {
+            self.news.push_back((id, false));
+        }
+        let before = before.filter(|_| same);
+        let guarded = Guarded {
+            key: key.to_owned(),
+            process,
+            means: feasible(key, means),
+            lease: before.as_ref().and_then(|before| before.lease),
+            arm_due: true,
+            lease_due: false,
+            stands_by: before.is_some_and(|before| before.stands_by),
+        };
+        self.guarded.insert(id, guarded);
+        self.tick(poll, Instant::now());
+    }
+
+    /// The process is gone, or no longer ours to watch.
     pub fn disarm(&mut self, id: InstanceId) {
-        if let Some(entry) = self.entries.remove(&id) {
-            self.say(&Message::Disarm { key: id.port });
-            if entry.armed {
-                self.news.push_back((id, false));
-            }
+        let Some(guarded) = self.guarded.remove(&id) else { return };
+        if guarded.stands_by {
+            self.news.push_back((id, false));
         }
+        self.let_go.push_back(guarded.key);
+        self.send_all();
     }
 
-    /// Until when it may take writes; `None`: it is no master.
+    /// Until when it may take writes; `None`: it is no master. Sent before this returns, unless the socket is full.
     pub fn lease(&mut self, id: InstanceId, until: Option<Instant>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.lease = until;
-        self.say(&Message::Lease { key: id.port, until: nanos(until) });
+        let Some(guarded) = self.guarded.get_mut(&id) else { return };
+        guarded.lease = Some(until);
+        guarded.lease_due = true;
+        self.send_all();
+    }
+
+    /// The socket is ready.
+    pub fn ready(&mut self, poll: &mut Poll, ready: Ready) {
+        if self.link.as_ref().is_none_or(|link| link.token != ready.token) {
+            return;
+        }
+        if ready.writable
+            && let Some(link) = &mut self.link
+        {
+            link.full = false;
+        }
+        let gone = ready.readable && self.hear().is_err();
+        if gone {
+            self.lost(poll, "it is gone");
+        }
+        self.tick(poll, Instant::now());
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, poll: &mut Poll, now: Instant) {
+        let late =
+            |link: &Link| link.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= PATIENCE);
+        if self.link.as_ref().is_some_and(late) {
+            self.kill();
+            self.lost(poll, "it does not answer");
+        }
+        if self.link.is_none() && self.is_needed() && self.rests.is_none_or(|until| until <= now) {
+            self.begin(poll, now);
+        }
+        self.ping(now);
+        self.send_all();
+        if let Some(link) = &mut self.link
+            && link.awaits_room != link.full
+        {
+            link.awaits_room = link.full;
+            let _ = poll.modify(&link.socket, link.token, link.full);
+        }
+        self.retire_others();
+    }
+
+    /// When something is due if nothing happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match &self.link {
+            Some(link) => link
+                .asked
+                .map(|asked| asked + PATIENCE)
+                .or_else(|| (!self.guarded.is_empty()).then_some(link.next_ping)),
+            None => self.rests.filter(|_| self.is_needed()),
+        }
     }
 
     /// Whether a fencer stands by for an instance, where that changed.
@@ -107,143 +230,251 @@ impl Fencer {
         self.news.pop_front()
     }
 
-    /// When [`Fencer::tick`] wants to be called.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.retry.map(|(at, _)| at)
+    /// What the fencer did to an instance. One that holds a lease all the same, because it arrived in the very moment,
+    /// has to be released from the fence.
+    pub fn fenced(&mut self) -> Option<(InstanceId, Fencing)> {
+        self.fenced.pop_front()
     }
 
-    /// Looks for the fencer again when it is time.
-    pub fn tick(&mut self, poll: &mut Poll, now: Instant) {
-        if self.retry.is_some_and(|(at, _)| now >= at) {
-            self.connect(poll, now);
+    /// The fencer's process, where it is connected.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        self.link.as_ref().map(|link| link.pid)
+    }
+
+    fn is_needed(&self) -> bool {
+        !self.guarded.is_empty() || !self.let_go.is_empty()
+    }
+
+    // The process
+
+    fn begin(&mut self, poll: &mut Poll, now: Instant) {
+        self.rests = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(PAUSE_LONGEST);
+        let found = match self.adopt() {
+            // Where there is none, there is nothing to let go.
+            Err(_) if self.guarded.is_empty() => return self.let_go.clear(),
+            Err(_) => self.spawn(),
+            adopted => adopted,
+        };
+        let linked = found.and_then(|(socket, pid)| {
+            let token = poll.add(&socket, Source::Fencer, false)?;
+            let (pidfd, asked, next_ping) = (pidfd(pid), None, now);
+            Ok(Link { socket, token, pid, pidfd, asked, next_ping, full: false, awaits_room: false })
+        });
+        match linked {
+            Ok(link) => self.link = Some(link),
+            Err(e) => log::error!("cannot start the fencer: {e}"),
+        }
+        for guarded in self.guarded.values_mut() {
+            guarded.arm_due = true;
         }
     }
 
-    /// The socket is ready.
-    pub fn ready(&mut self, poll: &mut Poll, ready: Ready) {
-        let mut packet = [0; PACKET_AT_MOST];
-        loop {
-            let Some((socket, _)) = self.link.as_ref().filter(|(_, token)| *token == ready.token) else {
-                return;
-            };
-            match rustix::net::recv(socket, &mut packet[..], RecvFlags::DONTWAIT) {
-                Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok((0, _)) | Err(_) => return self.lost(poll),
-                Ok((length, _)) => {
-                    if let Some(Message::Armed { key }) = message::decode(&packet[..length]) {
-                        self.armed(key);
-                    }
-                }
-            }
+    fn adopt(&self) -> io::Result<(OwnedFd, Pid)> {
+        let socket = self.connect_to(SOCKET_NAME)?;
+        let pid = sockopt::socket_peercred(&socket)?.pid.as_raw_nonzero().get();
+        let pid = Pid(u32::try_from(pid).map_err(io::Error::other)?);
+        log::info!("the fencer (pid {pid}) is adopted");
+        Ok((socket, pid))
+    }
+
+    fn connect_to(&self, name: &str) -> io::Result<OwnedFd> {
+        let dir = fs::File::open(&self.state_dir)?;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        connect(&socket, &address_in(dir.as_fd(), name)?)?;
+        Ok(socket)
+    }
+
+    /// The new fencer gets its end of the socket as standard input, so there is no moment in which it does not listen
+    /// yet. It makes its own session: a step between fork and exec would cost `vfork`.
+    fn spawn(&self) -> io::Result<(OwnedFd, Pid)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let mut command = Command::new(&self.program);
+        command.arg("fencer").arg("--state-dir").arg(&self.state_dir).env_clear();
+        command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        // Nobody waits for it: it outlives this agent, else the loop reaps it with the orphans.
+        let pid = Pid(command.spawn()?.id());
+        log::info!("the fencer is started as pid {pid}");
+        Ok((ours, pid))
+    }
+
+    fn kill(&self) {
+        if let Some(pidfd) = self.link.as_ref().and_then(|link| link.pidfd.as_ref()) {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
 
-    fn armed(&mut self, key: message::Key) {
-        for (id, entry) in self.entries.iter_mut().filter(|(id, _)| id.port == key) {
-            if !std::mem::replace(&mut entry.armed, true) {
-                self.news.push_back((*id, true));
-            }
-        }
-    }
-
-    /// It is gone; another one is started.
-    fn lost(&mut self, poll: &mut Poll) {
-        log::error!("the fencer is gone: another one is started");
-        if let Some((socket, token)) = self.link.take() {
-            poll.remove(socket, token);
-        }
-        for (id, entry) in &mut self.entries {
-            if std::mem::take(&mut entry.armed) {
+    fn lost(&mut self, poll: &mut Poll, why: &str) {
+        let Some(link) = self.link.take() else { return };
+        poll.remove(link.socket, link.token);
+        log::error!("the fencer is lost, another is started: {why}");
+        for (id, guarded) in &mut self.guarded {
+            if std::mem::take(&mut guarded.stands_by) {
                 self.news.push_back((*id, false));
             }
         }
-        self.started = None;
-        self.connect(poll, Instant::now());
     }
 
-    fn connect(&mut self, poll: &mut Poll, now: Instant) {
-        if self.entries.is_empty() {
-            return self.retry = None;
+    /// Fencers of other versions go once this version's stands by for everything.
+    fn retire_others(&mut self) {
+        let complete = self.is_needed() && self.guarded.values().all(|guarded| guarded.stands_by);
+        if !self.others || !complete {
+            return;
         }
-        match dial(&self.state_dir).and_then(|socket| {
-            let token = poll.add(&socket, Source::Fencer, false)?;
-            Ok((socket, token))
-        }) {
-            Ok(link) => {
-                self.link = Some(link);
-                self.retry = None;
-                for id in self.entries.keys().copied().collect::<Vec<_>>() {
-                    self.tell_all_of(id);
-                }
-            }
-            Err(_) => {
-                if self.started.is_none_or(|at| now >= at + START_LIMIT) {
-                    self.start(now);
-                }
-                let pause = self.retry.map_or(FIRST_RETRY, |(_, pause)| (pause * 2).min(LONGEST_RETRY));
-                self.retry = Some((now + pause, pause));
+        self.others = false;
+        let names = fs::read_dir(&self.state_dir).into_iter().flatten().filter_map(Result::ok);
+        for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+            let is_other = name.starts_with(SOCKET_PREFIX) && name.ends_with(SOCKET_SUFFIX);
+            if is_other
+                && name != SOCKET_NAME
+                && let Ok(socket) = self.connect_to(&name)
+                && send(&socket, Message::Retire.encode().bytes(), SEND_FLAGS).is_ok()
+            {
+                log::info!("the fencer of another version ({name}) is retired");
             }
         }
     }
 
-    /// Starts one. Its end is seen by the socket; whoever reaps orphans reaps it.
-    fn start(&mut self, now: Instant) {
-        self.started = Some(now);
-        let log = OpenOptions::new().create(true).append(true).open(self.state_dir.join("fencer.log"));
-        let mut command = Command::new(&self.program);
-        command.arg("fencer").arg("--state-dir").arg(&self.state_dir);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir("/");
-        command.stderr(log.map_or_else(|_| Stdio::null(), Stdio::from));
-        if let Err(e) = command.spawn() {
-            log::error!("cannot start the fencer {}: {e}", self.program.display());
+    // What is said
+
+    fn ping(&mut self, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        if link.asked.is_some() || now < link.next_ping {
+            return;
+        }
+        // A socket that stays full is a fencer that does not read: the time runs for it, too.
+        link.asked = Some(now);
+        link.next_ping = now + PING_EVERY;
+        link.say(&Message::Ping);
+    }
+
+    /// Sends all that the fencer does not know yet, as far as the socket takes it. Leases come first: they are of
+    /// servers that are masters.
+    fn send_all(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        for guarded in self.guarded.values_mut().filter(|guarded| guarded.lease_due && !guarded.arm_due) {
+            if !link.say(&Message::Lease(guarded.key.as_bytes(), told(guarded.lease))) {
+                return;
+            }
+            guarded.lease_due = false;
+        }
+        while let Some(key) = self.let_go.front() {
+            if !link.say(&Message::Disarm(key.as_bytes())) {
+                return;
+            }
+            self.let_go.pop_front();
+        }
+        for guarded in self.guarded.values_mut().filter(|guarded| guarded.arm_due) {
+            if !link.say(&Message::Arm(guarded.arming())) {
+                return;
+            }
+            (guarded.arm_due, guarded.lease_due) = (false, false);
         }
     }
 
-    fn tell_all_of(&mut self, id: InstanceId) {
-        let Some(entry) = self.entries.get(&id) else { return };
-        let Means { address, send, expect, within } = &entry.means;
-        let arm = Message::Arm {
-            key: id.port,
-            pid: entry.pid.0,
-            start: entry.start,
-            address: *address,
-            within: *within,
-            send,
-            expect,
-        };
-        let lease = entry.lease;
-        self.say(&arm);
-        if lease.is_some() {
-            self.say(&Message::Lease { key: id.port, until: nanos(lease) });
+    fn hear(&mut self) -> io::Result<()> {
+        let mut frame = [0u8; FRAME_AT_MOST];
+        while let Some(link) = &mut self.link {
+            let len = match recv(&link.socket, &mut frame[..], RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok((_, len)) => len.min(FRAME_AT_MOST),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            link.asked = None;
+            self.pause = PAUSE_FIRST;
+            let answer = Answer::decode(&frame[..len]);
+            self.heard(&answer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?);
         }
+        Ok(())
     }
 
-    /// One that takes no more is as good as gone; its socket says so next.
-    fn say(&self, message: &Message<'_>) {
-        let Some((socket, _)) = &self.link else { return };
-        let mut packet = [0; PACKET_AT_MOST];
-        let Some(packet) = message::encode(message, &mut packet) else {
-            return log::error!("a fence is too long for the fencer");
+    fn heard(&mut self, answer: &Answer<'_>) {
+        let (Answer::Armed(key, _)
+        | Answer::Refused(key, _)
+        | Answer::Fencing(key, _)
+        | Answer::Gone(key, _)) = *answer
+        else {
+            return;
         };
-        if rustix::net::send(socket, packet, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_err() {
-            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        let found = self.guarded.iter_mut().find(|(_, guarded)| guarded.key.as_bytes() == key);
+        let Some((id, guarded)) = found else { return };
+        let stands_by = match *answer {
+            Answer::Armed(_, process) if process == guarded.process && !guarded.arm_due => true,
+            Answer::Gone(_, process) if process == guarded.process => false,
+            Answer::Refused(_, why) => {
+                log::error!("the fencer cannot stand by for {}: {why:?}", guarded.key);
+                false
+            }
+            Answer::Fencing(_, how) => {
+                log::error!("the lease of {} ran out, the fencer acts: {how:?}", guarded.key);
+                self.fenced.push_back((*id, how));
+                return;
+            }
+            _ => return,
+        };
+        if std::mem::replace(&mut guarded.stands_by, stands_by) != stands_by {
+            self.news.push_back((*id, stands_by));
         }
     }
 }
 
-fn dial(state_dir: &Path) -> std::io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(state_dir.join(fencer::SOCKET))?)?;
-    Ok(socket)
+const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+
+impl Link {
+    /// Whether it was taken. One that is broken is noticed by the loop, which finds the socket readable.
+    fn say(&mut self, message: &Message<'_>) -> bool {
+        if self.full {
+            return false;
+        }
+        match send(&self.socket, message.encode().bytes(), SEND_FLAGS) {
+            Ok(_) => true,
+            Err(Errno::AGAIN) => {
+                self.full = true;
+                false
+            }
+            Err(_) => false,
+        }
+    }
 }
 
-/// The same moment as the fencer counts it. An [`Instant`] is of the monotonic clock, and hides its number.
-fn nanos(until: Option<Instant>) -> Nanos {
-    let Some(until) = until else { return 0 };
-    let (now, clock) = (Instant::now(), fencer::monotonic());
-    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    let ahead = nanos(until.saturating_duration_since(now));
-    // A moment that has passed is as good as any other that has.
-    clock.saturating_add(ahead).saturating_sub(nanos(now.saturating_duration_since(until))).max(1)
+impl Guarded {
+    fn arming(&self) -> Arm<'_> {
+        Arm {
+            key: self.key.as_bytes(),
+            process: self.process,
+            address: self.means.address,
+            send: &self.means.send,
+            expect: &self.means.expect,
+            within: u64::try_from(self.means.within.as_nanos()).unwrap_or(u64::MAX),
+            lease: told(self.lease),
+        }
+    }
+}
+
+/// A lease as the fencer understands it. `Instant` is of the monotonic clock but does not tell its time, so it goes by
+/// the difference to now; what passes between the two looks at the clock makes the lease shorter, never longer.
+fn told(lease: Option<Option<Instant>>) -> Lease {
+    let clock = monotonic();
+    let now = Instant::now();
+    let nanoseconds = |long: Duration| u64::try_from(long.as_nanos()).unwrap_or(u64::MAX);
+    match lease {
+        None => Lease::Kept,
+        Some(None) => Lease::None,
+        Some(Some(until)) if until >= now => Lease::Until(clock.saturating_add(nanoseconds(until - now))),
+        Some(Some(until)) => Lease::Until(clock.saturating_sub(nanoseconds(now - until))),
+    }
+}
+
+/// A fence that is too long for a frame is none: only a kill helps.
+fn feasible(key: &str, means: Means) -> Means {
+    if means.send.len() <= SEND_AT_MOST && means.expect.len() <= EXPECT_AT_MOST {
+        return means;
+    }
+    log::warn!("the fence of {key} is too long for the fencer, which will kill it instead");
+    Means { send: Vec::new(), expect: Vec::new(), ..means }
 }

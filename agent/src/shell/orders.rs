@@ -215,6 +215,7 @@ impl Orders {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         let Some(pid) = desk.pid.filter(|_| desk.readiness == Readiness::Rehearsing) else { return };
         desk.readiness = Readiness::Told;
+        let key = desk.key.clone();
         let known = desk
             .line
             .fence_by_heart(FENCE_FOR, Instant::now())
@@ -224,7 +225,7 @@ impl Orders {
         }
         let (send, expect) = known.unwrap_or_default();
         let means = Means { address: desk.address, send, expect, within: desk.within };
-        self.fencer.arm(poll, id, pid, means);
+        self.fencer.arm(poll, id, &key, pid, means);
         self.tell_fencers_news();
     }
 }

@@ -348,7 +348,7 @@ fn stat(pid: Pid) -> Option<procfs::process::Stat> {
 }
 
 /// A process's start in clock ticks since the boot; `None` when it is dead, a zombie included.
-fn start_ticks(pid: Pid) -> Option<u64> {
+pub(crate) fn start_ticks(pid: Pid) -> Option<u64> {
     stat(pid).filter(|stat| !matches!(stat.state, 'Z' | 'X' | 'x')).map(|stat| stat.starttime)
 }
 
@@ -375,7 +375,8 @@ fn adopt(pid: Pid) -> Option<(OwnedFd, Duration)> {
     Some((pidfd, Duration::from_secs_f64((up - start).max(0.0))))
 }
 
-fn pidfd(pid: Pid) -> Option<OwnedFd> {
+/// A handle on a process that no other process can come by.
+pub(crate) fn pidfd(pid: Pid) -> Option<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid.0).ok()?)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
 }

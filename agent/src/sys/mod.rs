@@ -26,3 +26,17 @@ pub(crate) fn dead_child() -> Option<u32> {
     let pid = if result == 0 { unsafe { info.si_pid() } } else { 0 };
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
+
+/// Closes every descriptor but the three streams; for a process that has only just begun and owns no other.
+pub(crate) fn close_descriptors() {
+    // SAFETY: at the start of a process nothing in it holds a descriptor yet that this would close under its owner; an
+    // old kernel knows no such call and changes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+}
+
+/// Takes standard input over as a descriptor; only once in a process.
+pub(crate) fn take_stdin() -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the standard library keeps 0 open from the start and never closes it; whoever calls reads nothing from it.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(0) }
+}

@@ -264,8 +264,6 @@ mod tests {
         }
         let behind = why(|n| n.replid = "before".into(), &state());
         assert_eq!(behind, format!("it has not followed {A} in time"), "others have");
-        let before = |address: &str| MemberNode { replid: "before".into(), ..node(address, 1000) };
-        assert_eq!(of(&[before(B), before(C)], Some(&state())).1, [0, 1], "nobody has");
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
     }
 
