@@ -92,7 +92,8 @@ fn a_target_whose_server_dies_leaves_the_old_master() {
     // It stands still until its server is dead, so that it cannot be faster.
     cluster.hosts[target].signal(Signal::STOP);
     let asked = thread::scope(|scope| {
-        let asked = scope.spawn(|| switchover(&cluster, old, &["--to", &cluster.address(target).to_string()]));
+        let asked =
+            scope.spawn(|| switchover(&cluster, old, &["--to", &cluster.address(target).to_string()]));
         cluster.watch.wait_node("state", "it is handed over", |state| !state["handover"].is_null());
         cluster.crash(target);
         cluster.hosts[target].signal(Signal::CONT);
