@@ -321,6 +321,7 @@ impl World {
         let Some(agent) = &mut self.hosts[host].agent else { return };
         if agent.pid == pid {
             agent.pid = 0;
+            agent.lease = None;
             self.tell(host, Input::Server(Life::Dead));
             self.tell(host, Input::Fencer(false));
         }

@@ -97,10 +97,24 @@ impl World {
                 return self.violate(format!("epoch {} has two masters", state.epoch));
             }
         }
+        self.note_heirs(&state);
         let known = self.checks.published.as_ref().map_or(0, |published| published.epoch);
         if state.phase == Phase::Done && state.epoch != known {
             self.published(&state, last.as_ref());
         }
+    }
+
+    /// Who came to have everything may be promoted from then on.
+    fn note_heirs(&mut self, state: &ShardState) {
+        let bits = self.heirs(state);
+        for write in &mut self.checks.writes {
+            write.heirs = write.heirs.filter(|_| state.solo).map(|heirs| heirs | bits);
+        }
+    }
+
+    fn heirs(&self, state: &ShardState) -> u32 {
+        let bits = state.heirs.iter().filter_map(|heir| self.host_of(heir)).map(|heir| 1_u32 << heir);
+        bits.fold(0, |all, bit| all | bit)
     }
 
     /// A master begins to be one for clients.
@@ -137,7 +151,10 @@ impl World {
             return;
         }
         let keys = |redis: &super::redis::Redis| self.histories.keys(redis.data);
-        if self.hosts.iter().all(|host| host.redis.pid == 0 || keys(&host.redis) == 0) {
+        let base = self.hosts[host].redis.second.map_or(0, |base| self.histories.keys(base));
+        let others = self.hosts.iter().enumerate().filter(|(other, _)| *other != host);
+        if base == 0 && others.map(|(_, host)| host).all(|host| host.redis.pid == 0 || keys(&host.redis) == 0)
+        {
             // Nobody has anything any more: the shard begins anew.
             return;
         }
@@ -192,10 +209,7 @@ impl World {
         self.tally_unguarded(host, coming);
         let ours = self.checks.published.as_ref().is_some_and(|p| p.host == host);
         let state = self.checks.state.as_ref().filter(|s| s.solo && ours && s.phase == Phase::Done);
-        let heirs = state.map(|state| {
-            let bits = state.heirs.iter().filter_map(|heir| self.host_of(heir)).map(|heir| 1_u32 << heir);
-            bits.fold(0, |all, bit| all | bit)
-        });
+        let heirs = state.map(|state| self.heirs(state));
         if ours || coming {
             self.checks.last_write = self.t;
             self.checks.writes.push(Write { place, at: self.t, heirs });
@@ -247,6 +261,9 @@ impl World {
         for host in (0..self.hosts.len()).filter(|host| *host != master) {
             let redis = &self.hosts[host].redis;
             let follows = redis.pid != 0 && redis.of == Of::Host(master) && redis.link.state == LinkState::Up;
+            if follows && redis.is_paused(self.wall(host)) {
+                return Some(format!("host {host} follows and is paused"));
+            }
             if !follows {
                 return Some(format!("host {host} does not follow: {:?}, {:?}", redis.of, redis.link.state));
             }

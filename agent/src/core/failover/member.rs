@@ -149,6 +149,8 @@ pub struct Member {
     grace_until: Option<Instant>,
     /// What the fencer was told last.
     fed: Option<Instant>,
+    /// What it knows is not known: it is told even where it needs to know nothing.
+    feed_anew: bool,
     /// What it was told before that.
     fed_before: Option<Instant>,
     fencer: bool,
@@ -159,6 +161,8 @@ pub struct Member {
     view: Option<View>,
     /// When the view was asked for.
     view_at: Instant,
+    /// How far a master's data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
+    marks: VecDeque<(Instant, i64)>,
     /// When its server was last told whom to follow: what was seen before is of no use.
     turned: Option<Instant>,
     asked_at: Instant,
@@ -235,12 +239,14 @@ impl Member {
             failsafe_until: None,
             grace_until: None,
             fed: None,
+            feed_anew: false,
             fed_before: None,
             fencer: false,
             renew_fence: None,
             life: Life::Dead,
             view: None,
             view_at: now.at,
+            marks: VecDeque::new(),
             turned: None,
             asked_at: now.at,
             next_look: now.at,
@@ -468,8 +474,9 @@ impl Member {
                 let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
                 self.fire("fencer-down", Severity::Warning, &text);
             }
-            // A new fencer knows of no lease yet.
+            // A new fencer knows of no lease, or of the last one.
             self.fed = None;
+            self.feed_anew = true;
         }
     }
 
@@ -522,6 +529,7 @@ impl Member {
         self.last_figures = Some((view.offset, view.keys));
         self.tell_resync(&view);
         self.view = Some(view);
+        self.mark_offset();
         self.extend_failsafe();
         self.meet_an_unknown_master();
     }

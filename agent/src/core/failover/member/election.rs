@@ -64,9 +64,18 @@ impl Member {
         self.resolve("shard-no-candidate", "there is a master");
         let Some(view) = self.view.clone() else { return };
         if view.role == Role::Replica && view.master.as_deref() == Some(&*state.master) {
+            self.let_stream_in();
             return self.say(Level::Info, format!("it follows {}", state.master));
         }
         self.repair(&state, view.role, &view.replid);
+    }
+
+    /// A pause from when it was a master, or from its fencer, would hold the stream of its master up.
+    fn let_stream_in(&mut self) {
+        let order = Order::Unfence { min_replicas: 0 };
+        if self.guard != Some(0) && !self.is_ordered(&order) && self.may_retry() {
+            self.order(order);
+        }
     }
 
     /// Rule 9: a rogue master is made a replica, a replica of the wrong master is pointed to the right one.

@@ -5,9 +5,13 @@ use std::time::Instant;
 use log::Level;
 
 use super::{
-    Command, FENCE_FOR, Life, Member, Order, Ordered, Phase, Role, SETTLE, Stage, switchover::Handing,
+    Command, FENCE_FOR, HEIRS_FOR, Life, Member, Order, Ordered, Phase, Role, SETTLE, Stage,
+    switchover::Handing,
 };
-use crate::core::{alert::Severity, failover::timing::OLDEST_ACK};
+use crate::core::{
+    alert::Severity,
+    failover::{Replica, timing::OLDEST_ACK},
+};
 
 /// A replica that acknowledged so long ago, in whole seconds, still counts as attached for the second fence.
 const ATTACHED_LAG_S: u64 = 4;
@@ -61,6 +65,7 @@ impl Member {
 
     fn fence(&mut self) {
         self.renew_fence = Some(self.now.at + FENCE_FOR / 2);
+        self.guard = None;
         self.order(Order::Fence { long: FENCE_FOR });
     }
 
@@ -137,10 +142,30 @@ impl Member {
         let Some(view) = self.view.as_ref().filter(|view| view.role == Role::Master) else { return 0 };
         let counts = |address: &&String| {
             view.replicas.iter().any(|replica| {
-                replica.address == **address && replica.online && replica.lag_s <= ATTACHED_LAG_S
+                replica.address == **address && replica.lag_s <= ATTACHED_LAG_S && self.keeps_up(replica)
             })
         };
         self.plan.members.iter().filter(|address| **address != self.plan.address).filter(counts).count()
+    }
+
+    /// It copies, and has what its master had a while ago: one that is paused acknowledges as well, and gets nothing.
+    pub(super) fn keeps_up(&self, replica: &Replica) -> bool {
+        let known = self.marks.front().filter(|(at, _)| self.now.at >= *at + HEIRS_FOR);
+        replica.online && known.is_none_or(|(_, offset)| replica.offset >= *offset)
+    }
+
+    /// Notes how far its server's data is, for [`Member::keeps_up`].
+    pub(super) fn mark_offset(&mut self) {
+        let Some(view) = &self.view else { return };
+        if view.role != Role::Master || self.marks.back().is_some_and(|(_, offset)| *offset > view.offset) {
+            self.marks.clear();
+        }
+        if view.role == Role::Master {
+            self.marks.push_back((self.view_at, view.offset));
+        }
+        while self.marks.get(1).is_some_and(|(at, _)| self.now.at >= *at + HEIRS_FOR) {
+            self.marks.pop_front();
+        }
     }
 
     pub(super) fn has_all_replicas(&self) -> bool {
@@ -187,18 +212,20 @@ impl Member {
     pub(super) fn feed(&mut self) {
         let ends = self.lease_ends();
         if self.stage.needs_lease() || self.grace_until.is_some() {
-            if ends.is_some() && ends != self.fed {
+            if ends.is_some() && (ends != self.fed || self.feed_anew) {
                 self.fed_before = self.fed;
                 self.out.push(Command::Lease(ends));
                 self.fed = ends;
+                self.feed_anew = false;
             }
             return;
         }
         let harmless = self.life == Life::Dead || self.role() == Role::Replica;
         let done = matches!(self.stage, Stage::Following | Stage::Standing { .. } | Stage::Releasing);
-        if harmless && done && self.fed.is_some() {
+        if harmless && done && (self.fed.is_some() || self.feed_anew) {
             self.out.push(Command::Lease(None));
             self.fed = None;
+            self.feed_anew = false;
         }
     }
 }

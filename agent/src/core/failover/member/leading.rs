@@ -134,7 +134,8 @@ impl Member {
     /// The other members that copy its server.
     fn online(&self) -> Vec<String> {
         let Some(view) = &self.view else { return Vec::new() };
-        let online = |address: &&String| view.replicas.iter().any(|r| r.address == **address && r.online);
+        let online =
+            |address: &&String| view.replicas.iter().any(|r| r.address == **address && self.keeps_up(r));
         self.plan.members.iter().filter(online).cloned().collect()
     }
 

@@ -261,6 +261,7 @@ impl Member {
             if let Ordered::Failed(why) = ordered { why.as_str() } else { "its engine cannot be promoted" };
         // Whether it is a master now is not known.
         self.lose_lease(&format!("it was told to be the master, and failed: {why}"));
+        self.later();
     }
 
     /// It said that it is a master; now it tells how far its data is.
