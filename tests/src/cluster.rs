@@ -34,11 +34,11 @@ use crate::{
 /// The port of every redis.
 pub const PORT: u16 = 16379;
 /// The session timeout.
-pub const SESSION: Duration = Duration::from_secs(4);
+pub const SESSION: Duration = Duration::from_secs(5);
 /// `redis_lease`.
-pub const LEASE: Duration = Duration::from_secs(2);
+pub const LEASE: Duration = Duration::from_secs(3);
 /// `redis_fence_time`.
-pub const FENCE: Duration = Duration::from_millis(500);
+pub const FENCE: Duration = Duration::from_secs(1);
 /// `CheckInterval`.
 pub const CHECK: Duration = Duration::from_millis(500);
 /// How long a test's redis call may take.
@@ -106,7 +106,7 @@ impl Plan {
                 .set("global", "zoo_session_timeout", SESSION.as_secs_f64())
                 .set("global", "zoo_tick", 0.2)
                 .set("global", "CheckInterval", CHECK.as_secs_f64())
-                .set("global", "probe_interval", 0.2)
+                .set("global", "probe_interval", 0.5)
                 .set("redis", "timeout", 10)
                 .set("redis", "redis_port", PORT)
                 .set("redis", "redis_lease", LEASE.as_secs_f64())

@@ -32,7 +32,10 @@ pub(super) fn judge(
     round: u64,
 ) -> Vec<Verdict> {
     let hash = config.hash();
-    let no_data = standings.iter().all(|s| s.node.is_some_and(|node| !node.loading && node.keys == 0));
+    // In an election of a shard with a history, only whoever said so for this election is known to be empty.
+    let said = |node: &MemberNode| round == 0 || state.is_none() || node.round == round;
+    let empty = |node: &MemberNode| !node.loading && node.keys == 0 && said(node);
+    let no_data = standings.iter().all(|s| s.node.is_some_and(empty));
     let out = |standing: &Standing<'_>| -> Option<String> {
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
         condition(node, config, &hash).or_else(|| history(node, state?, no_data))
