@@ -38,7 +38,10 @@ pub(super) fn judge(
     let no_data = standings.iter().all(|s| s.node.is_some_and(empty));
     let out = |standing: &Standing<'_>| -> Option<String> {
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
-        condition(node, config, &hash).or_else(|| history(node, state?, no_data))
+        condition(node, config, &hash).or_else(|| match state {
+            Some(state) => history(node, state, no_data),
+            None => first(node, standings),
+        })
     };
     let mut barred: Vec<Option<String>> = standings.iter().map(out).collect();
     prefer_followers(standings, state, &mut barred);
@@ -94,6 +97,12 @@ fn prefer_followers(standings: &[Standing<'_>], state: Option<&ShardState>, barr
     for (_, barred) in standings.iter().zip(barred).filter(|(standing, _)| any && !followed(standing)) {
         barred.get_or_insert_with(|| format!("it has not followed {}", state.master));
     }
+}
+
+/// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does.
+fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
+    let full = standings.iter().find(|s| s.node.is_some_and(|node| node.keys > 0))?;
+    (node.keys == 0).then(|| format!("it is empty, and {} has data", full.address))
 }
 
 /// Whether it has what the last master had.
@@ -256,7 +265,10 @@ mod tests {
         for (change, expected) in cases {
             assert_eq!(why(change, &state()), expected);
         }
-        assert_eq!(why(|n| n.replid = "before".into(), &state()), "eligible");
+        let behind = why(|n| n.replid = "before".into(), &state());
+        assert_eq!(behind, format!("it has not followed {A} in time"), "others have");
+        let before = |address: &str| MemberNode { replid: "before".into(), ..node(address, 1000) };
+        assert_eq!(of(&[before(B), before(C)], Some(&state())).1, [0, 1], "nobody has");
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
     }
 
@@ -289,7 +301,13 @@ mod tests {
     fn the_first_master_is_one_that_is_one_already_then_one_with_data() {
         let empty = |address: &str| MemberNode { keys: 0, ..node(address, 0) };
         let master = MemberNode { role: Role::Master, ..node(C, 10) };
-        assert_eq!(of(&[empty(A), node(B, 500), master], None).1, [2, 1, 0]);
-        assert_eq!(of(&[empty(A), node(B, 5), empty(C)], None).1, [1, 0, 2]);
+        assert_eq!(of(&[empty(A), node(B, 500), master], None).1, [2, 1]);
+        assert_eq!(of(&[empty(A), node(B, 5), empty(C)], None).1, [1]);
+        assert_eq!(of(&[empty(A), empty(B), empty(C)], None).1, [0, 1, 2]);
+        // The one with data cannot lead yet: nobody else does, for it would lose all to an empty master.
+        let unarmed = MemberNode { fencer: false, ..node(B, 5) };
+        let (verdicts, order) = of(&[empty(A), unarmed, empty(C)], None);
+        assert!(order.is_empty());
+        assert_eq!(verdicts[0], Verdict::Out(format!("it is empty, and {B} has data")));
     }
 }

@@ -193,6 +193,8 @@ pub struct Member {
     wish: Option<Intent>,
     /// What became of a wish that never came into `state`.
     unheard: Option<Outcome>,
+    /// The wish for which our server is looked at, by its id, and since when.
+    heeded: Option<(String, Instant)>,
     /// The handover that we declined, by its epoch.
     declined: Option<u64>,
     /// When we first saw the handover to us.
@@ -259,6 +261,7 @@ impl Member {
             lease_short: false,
             wish: None,
             unheard: None,
+            heeded: None,
             declined: None,
             offered: None,
             paused_writes: None,

@@ -142,6 +142,15 @@ impl Member {
         if intent.to == self.plan.address {
             return self.refuse(state, &intent.id, "it is the master already");
         }
+        // Whether the target follows is judged by a look from after the wish: it may have come just now.
+        match &self.heeded {
+            Some((id, since)) if *id == intent.id && self.view_at >= *since => {}
+            Some((id, _)) if *id == intent.id => return,
+            _ => {
+                self.heeded = Some((intent.id.clone(), self.now.at));
+                return self.order(Order::Inspect);
+            }
+        }
         let attached =
             self.view.as_ref().and_then(|view| view.replicas.iter().find(|r| r.address == intent.to));
         let behind = self.view.as_ref().zip(attached).map(|(view, replica)| view.offset - replica.offset);
