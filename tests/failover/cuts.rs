@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use yagent_tests::{
-    cluster::{Cluster, FENCE, LEASE, Plan, Role},
+    cluster::{Cluster, FENCE, LEASE, Plan, Role, SESSION},
     wait,
 };
 
@@ -114,7 +114,7 @@ fn a_replica_cut_off_changes_nothing_and_catches_up() {
     let replica = cluster.replica();
     cluster.cut_off(replica);
     let rest = cluster.others(&[replica]);
-    wait::holds_for(Duration::from_secs(6), "the master stays", || {
+    wait::holds_for(SESSION + Duration::from_secs(2), "the master stays", || {
         wait::check(cluster.watch.epoch() == epoch, || cluster.watch.state().to_string())
     });
     assert_eq!(cluster.wait_steady_among(&rest), master);

@@ -1,6 +1,10 @@
 //! The network and the writers themselves, without any agent.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::{Child, Stdio},
+    time::Duration,
+};
 
 use yagent_tests::{
     cache::Redis,
@@ -8,13 +12,23 @@ use yagent_tests::{
     programs, wait,
 };
 
-fn redis(space: &Space) -> SocketAddr {
+/// A server that ends with the test.
+struct Running(Child, SocketAddr);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn redis(space: &Space) -> Running {
     let mut command = space.command(programs::redis_server());
     command.args(["--port", "7000", "--save", "", "--protected-mode", "no"]).stdout(Stdio::null());
-    command.spawn().unwrap();
+    let child = command.spawn().unwrap();
     let address = SocketAddr::from((space.address(), 7000));
     wait::until("redis answers", || space.run(|| ping(address)));
-    address
+    Running(child, address)
 }
 
 fn ping(address: SocketAddr) -> std::io::Result<String> {
@@ -25,7 +39,8 @@ fn ping(address: SocketAddr) -> std::io::Result<String> {
 fn cuts_stop_what_they_name_and_nothing_else() {
     let mut net = Net::new();
     let (server, one, other) = (net.host(1), net.host(2), net.host(3));
-    let address = redis(&server);
+    let running = redis(&server);
+    let address = running.1;
     let reaches = |space: &Space| space.run(|| ping(address)).is_ok();
     let all = || (reaches(&server), reaches(&one), reaches(&other));
     assert_eq!(all(), (true, true, true));
@@ -43,7 +58,8 @@ fn cuts_stop_what_they_name_and_nothing_else() {
 fn a_one_way_cut_lets_the_other_way_pass() {
     let mut net = Net::new();
     let (server, client) = (net.host(1), net.host(2));
-    let address = redis(&server);
+    let running = redis(&server);
+    let address = running.1;
     let mut link = client.run(|| Redis::connect_to(address, Duration::from_millis(300))).unwrap();
     link.call(&["SET", "a", "1"]).unwrap();
     client.cut(&Cut::Deaf(vec![server.address()]));

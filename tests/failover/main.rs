@@ -33,6 +33,10 @@ fn fill(cluster: &Cluster, keys: u64) {
         redis.call(&["SET", &format!("data:{number}"), "x"]).unwrap();
     }
     wait_same_keys(cluster);
+    for host in 0..cluster.hosts.len() {
+        let node = format!("members/{}", cluster.address(host));
+        cluster.watch.wait_node(&node, "its agent has seen the data", |node| node["keys"] != 0);
+    }
 }
 
 /// Waits until all hosts have the master's keys.

@@ -4,7 +4,7 @@ use std::{process::Output, thread, time::Duration};
 
 use serde_json::Value;
 use yagent_tests::{
-    cluster::{Cluster, Plan, watch::Seen},
+    cluster::{Cluster, Plan, SESSION, watch::Seen},
     process::Signal,
     wait,
 };
@@ -145,7 +145,7 @@ fn in_a_pause_nothing_is_switched_and_fencing_still_works() {
     is_refused(&switchover(&cluster, old, &[]), "pause");
     cluster.hosts[old].kill9();
     cluster.wait_fenced(old);
-    nothing_changes_for(&cluster, Duration::from_secs(6));
+    nothing_changes_for(&cluster, SESSION + Duration::from_secs(2));
     let asked = cluster.others(&[old])[0];
     assert!(cluster.yagent(asked, &["resume", &shard]).status.success());
     let new = cluster.wait_successor(epoch);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use yagent_tests::{
-    cluster::{Plan, Role},
+    cluster::{Plan, Role, SESSION},
     wait,
 };
 
@@ -103,7 +103,7 @@ fn a_password_changed_by_hand_is_no_death() {
     let mut redis = cluster.redis(master).unwrap();
     redis.call(&["CONFIG", "SET", "requirepass", "second"]).unwrap();
     cluster.hosts[master].wait_alert("instance-unhealthy");
-    nothing_changes_for(&cluster, Duration::from_secs(6));
+    nothing_changes_for(&cluster, SESSION + Duration::from_secs(2));
     redis.call(&["CONFIG", "SET", "requirepass", "first"]).unwrap();
     cluster.hosts[master].wait_status("it is over", |status| !status.fires("instance-unhealthy"));
     assert_eq!((cluster.wait_steady(), cluster.watch.epoch()), (master, epoch));

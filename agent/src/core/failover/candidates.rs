@@ -33,8 +33,10 @@ pub(super) fn judge(
 ) -> Vec<Verdict> {
     let hash = config.hash();
     let fresh = |node: &&MemberNode| round > 0 && node.round == round;
-    let empty = |node: &MemberNode| !node.loading && !node.syncing && node.keys == 0;
-    let no_data = standings.iter().all(|s| s.node.filter(fresh).is_some_and(empty));
+    // In an election of a shard with a history, only whoever said so for this election is known to be empty.
+    let said = |node: &MemberNode| round == 0 || state.is_none() || node.round == round;
+    let empty = |node: &MemberNode| !node.loading && !node.syncing && node.keys == 0 && said(node);
+    let no_data = standings.iter().all(|s| s.node.is_some_and(empty));
     let out = |standing: &Standing<'_>| -> Option<String> {
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
         condition(node, config, &hash).or_else(|| match state {

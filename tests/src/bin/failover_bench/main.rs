@@ -204,9 +204,9 @@ fn silence(amount: Amount) {
             cluster.heal(master);
         }
         let tick = Duration::from_millis(200);
-        let withdrawal = Duration::from_millis(2000 + 200 + 500);
+        let withdrawal = Duration::from_millis(2000 + 500 + 1000);
         let bound = SESSION + tick + withdrawal + Duration::from_secs(1);
-        row("yagent", "S 4 s, tick 0.2 s, W 2.7 s", spread(&samples));
+        row("yagent", "S 5 s, tick 0.2 s, W 3.5 s", spread(&samples));
         row("", "  S + tick + W + 1 s", format!("{:9.1} ms", bound.as_secs_f64() * 1000.0));
         row("", "  acknowledged by the old one after that", both);
     }
