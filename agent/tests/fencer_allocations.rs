@@ -39,6 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+#[expect(clippy::unwrap_used, reason = "a test's helper may fail loudly")]
 fn say(socket: &rustix::fd::OwnedFd, message: &Message<'_>) {
     let mut packet = [0; PACKET_AT_MOST];
     let packet = message::encode(message, &mut packet).unwrap();

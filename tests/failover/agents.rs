@@ -8,7 +8,7 @@ use yagent_tests::{
     wait,
 };
 
-use crate::{FAST, IN_FLIGHT, fill, nothing_changes_for};
+use crate::{FAST, IN_FLIGHT, fill, keeps_its_master_for, nothing_changes_for};
 
 #[test]
 fn an_agent_killed_and_started_again_goes_on_as_if_nothing_had_been() {
@@ -19,8 +19,8 @@ fn an_agent_killed_and_started_again_goes_on_as_if_nothing_had_been() {
     cluster.hosts[master].kill9();
     cluster.hosts[master].start();
     assert_eq!(cluster.wait_steady(), master);
-    nothing_changes_for(&cluster, Duration::from_secs(5));
-    assert_eq!(cluster.watch.epoch(), epoch);
+    keeps_its_master_for(&cluster, Duration::from_secs(5));
+    assert!(cluster.watch.epoch() <= epoch + 1, "it returns at most once: {}", cluster.watch.state());
     assert_eq!((cluster.redis_pid(master), cluster.fencer_pid(master)), (redis, fencer), "both are adopted");
     let record = writer.finish();
     assert!(record.longest_gap() < FAST, "{:?}", record.longest_gap());
@@ -36,9 +36,9 @@ fn the_same_with_a_polite_stop() {
     assert_eq!(cluster.hosts[master].term().code(), Some(0));
     cluster.hosts[master].start();
     assert_eq!(cluster.wait_steady(), master);
-    nothing_changes_for(&cluster, Duration::from_secs(5));
+    keeps_its_master_for(&cluster, Duration::from_secs(5));
     let record = writer.finish();
-    assert_eq!(cluster.watch.epoch(), epoch);
+    assert!(cluster.watch.epoch() <= epoch + 1, "it returns at most once: {}", cluster.watch.state());
     assert!(record.longest_gap() < FAST, "{:?}", record.longest_gap());
     assert!(cluster.lost(&[&record]).is_empty());
 }
@@ -112,8 +112,8 @@ fn agent_and_fencer_killed_and_started_again() {
     wait::until("there is a new fencer", || {
         cluster.fencer_pid(master).filter(|pid| *pid != fencer).ok_or("none")
     });
-    nothing_changes_for(&cluster, Duration::from_secs(5));
-    assert_eq!(cluster.watch.epoch(), epoch);
+    keeps_its_master_for(&cluster, Duration::from_secs(5));
+    assert!(cluster.watch.epoch() <= epoch + 1, "it returns at most once: {}", cluster.watch.state());
     let record = writer.finish();
     assert!(record.longest_gap() < FAST, "{:?}", record.longest_gap());
     assert!(cluster.lost(&[&record]).is_empty());

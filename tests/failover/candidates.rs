@@ -118,19 +118,15 @@ fn one_that_loads_slowly_is_neither_promoted_nor_killed() {
     cluster.crash(old);
     let first = cluster.wait_successor(epoch);
     epoch = first.epoch;
-    wait::until("it loads", || match cluster.role(old) {
-        Role::None(error) if error.starts_with("LOADING") => Ok(()),
-        role => Err(format!("{role:?}")),
-    });
+    let loads = |cluster: &Cluster| cluster.info(old).get("loading").map(String::as_str) == Some("1");
+    wait::until("it loads", || wait::check(loads(&cluster), || format!("{:?}", cluster.role(old))));
     let loading = cluster.redis_pid(old);
     assert_ne!(loading, dead);
     cluster.crash(cluster.host_of(first.master));
     let second = cluster.wait_successor(epoch);
     assert_ne!(cluster.host_of(second.master), old);
-    wait::until("it has loaded", || match cluster.role(old) {
-        Role::None(error) => Err(error),
-        _ => Ok(()),
-    });
+    assert!(loads(&cluster), "the second failover was while it loaded");
+    wait::until("it has loaded", || wait::check(!loads(&cluster), || "it loads".into()));
     assert_eq!(cluster.redis_pid(old), loading, "it was left alone");
     cluster.wait_steady();
     wait_same_keys(&cluster);
@@ -166,7 +162,7 @@ fn a_candidate_that_dies_with_the_lock_is_succeeded_by_the_next() {
     cluster.hosts[candidate].launch();
     assert_eq!(cluster.wait_steady(), third);
     wait_same_keys(&cluster);
-    assert_eq!(cluster.keys(candidate), 10);
+    assert!(cluster.keys(candidate) >= 10);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use yagent_tests::{
     zookeeper::Server,
 };
 
-use crate::{FAST, fill, nothing_changes_for};
+use crate::{FAST, fill, keeps_its_master_for, nothing_changes_for};
 
 fn leader(servers: &[Server]) -> usize {
     let is_leader = |server: &Server| server.mode().as_deref() == Some("leader");
@@ -51,7 +51,7 @@ fn without_zookeeper_a_master_that_all_follow_goes_on() {
     writer.wait_progress(20);
     cluster.servers[0].start_again();
     assert_eq!(cluster.wait_steady(), master);
-    nothing_changes_for(&cluster, SESSION);
+    keeps_its_master_for(&cluster, SESSION);
     let record = writer.finish();
     assert!(record.longest_gap() < FAST, "{:?}", record.longest_gap());
     assert!(cluster.watch.epoch() <= epoch + 1, "at most the same one again: {}", cluster.watch.state());

@@ -43,7 +43,16 @@ fn wait_same_keys(cluster: &Cluster) {
     });
 }
 
-/// Panics when the master changes within `span`.
+/// Panics when another host's server becomes the master within `span`. The same one may be published again: its agent
+/// found its place after a time in which it could not know.
+fn keeps_its_master_for(cluster: &Cluster, span: Duration) {
+    let master = cluster.master();
+    wait::holds_for(span, "the shard keeps its master", || {
+        wait::check(cluster.master() == master, || cluster.watch.state().to_string())
+    });
+}
+
+/// Panics when the master changes within `span`, or is published again.
 fn nothing_changes_for(cluster: &Cluster, span: Duration) {
     let (epoch, master) = (cluster.watch.epoch(), cluster.master());
     wait::holds_for(span, "the shard keeps its master", || {

@@ -144,7 +144,8 @@ impl World {
         if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
             return self.violate(format!("host {host} is promoted without what was written while alone"));
         }
-        let age = lost.iter().map(|write| self.checks.last_write - write.at).max().unwrap_or(0);
+        let times = || lost.iter().map(|write| write.at);
+        let age = times().max().unwrap_or(0) - times().min().unwrap_or(0);
         if age > self.grace() {
             self.violate(format!("host {host} is promoted and misses {:.1} s of writes", age as f64 / 1e6));
         }

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Config, MemberNode, NOWHERE, Role, ShardState};
+use super::{Config, MemberNode, NOWHERE, Phase, Role, ShardState};
 
 /// A member with what is known of it when a master is to be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +85,8 @@ fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
 /// Whether it has what the last master had.
 fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<String> {
     let recorded = node.address == state.master;
-    // Between a handover and its end both are masters by right.
-    let former = state.handover.is_some() && node.address == state.from;
+    // Until its successor is published the former one is a master by right: nobody uses the other.
+    let former = state.phase == Phase::Promoting && node.address == state.from;
     if node.role == Role::Master && !recorded && !former {
         return Some("it is a master that nobody made".to_owned());
     }

@@ -23,8 +23,8 @@ use std::{
 use log::Level;
 
 use super::{
-    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Phase, RequestId, Role,
-    ShardPlan, ShardState, View, Wish,
+    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Outcome, Phase, RequestId,
+    Role, ShardPlan, ShardState, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
@@ -135,6 +135,10 @@ pub struct Member {
     writing: Option<Purpose>,
     /// Since when there is no lock.
     lock_gone: Option<Instant>,
+    /// Its link was down for too long while there was a master to copy.
+    stale: bool,
+    /// When it was last not known that there is one.
+    led_not: Option<Instant>,
 
     /// The session in which we hold the lock.
     lock_session: Option<i64>,
@@ -177,10 +181,16 @@ pub struct Member {
     last_figures: Option<(i64, u64)>,
     /// Its configuration differs from the leader's.
     drifts: bool,
+    /// It was told that nobody leads.
+    masterless: bool,
+    /// It was told that the session's timeout leaves too short a lease.
+    lease_short: bool,
     /// A wish that is to be written into `state`.
     wish: Option<Intent>,
     /// The wish for which our server is looked at, by its id, and since when.
     heeded: Option<(String, Instant)>,
+    /// What became of a wish that never came into `state`.
+    unheard: Option<Outcome>,
     /// The handover that we declined, by its epoch.
     declined: Option<u64>,
     /// When we first saw the handover to us.
@@ -214,6 +224,8 @@ impl Member {
             next_request: 0,
             writing: None,
             lock_gone: None,
+            stale: false,
+            led_not: None,
             lock_session: None,
             lease_until: None,
             failsafe_until: None,
@@ -239,8 +251,11 @@ impl Member {
             free: false,
             last_figures: None,
             drifts: false,
+            masterless: false,
+            lease_short: false,
             wish: None,
             heeded: None,
+            unheard: None,
             declined: None,
             offered: None,
             paused_writes: None,
@@ -273,6 +288,7 @@ impl Member {
         }
         self.look();
         self.feed();
+        self.note_staleness();
         self.publish();
         self.expected = self.next_deadline();
         mem::take(&mut self.out)
@@ -382,6 +398,7 @@ impl Member {
         if plan.id() == self.plan.id() && plan.address == self.plan.address {
             self.know.members_are(&plan);
             self.plan = plan;
+            self.compare_config();
             if self.connected {
                 self.read_what_is_unknown();
             }
@@ -438,6 +455,12 @@ impl Member {
     fn take_fencer(&mut self, there: bool) {
         if self.fencer != there {
             self.fencer = there;
+            if there {
+                self.resolve("fencer-down", &format!("a fencer stands by for {}", self.plan.address));
+            } else if self.life == Life::Up && self.plan.fencing {
+                let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
+                self.fire("fencer-down", Severity::Warning, &text);
+            }
             // A new fencer knows of no lease yet.
             self.fed = None;
         }
@@ -551,6 +574,7 @@ impl Member {
                 break;
             }
         }
+        self.tell_no_master();
         self.carry_wish();
         self.end_pause();
     }
@@ -590,6 +614,24 @@ impl Member {
 
     // What it tells
 
+    /// That nobody leads for long is told by whoever sees it.
+    fn tell_no_master(&mut self) {
+        let for_long = self.lock_gone.filter(|gone| self.now.at >= *gone + self.plan.timing.session * 2);
+        match for_long {
+            Some(_) if self.is_informed() && !self.masterless => {
+                self.masterless = true;
+                let text =
+                    format!("nobody has been the master for {} s", self.plan.timing.session.as_secs() * 2);
+                self.fire("shard-no-master", Severity::Critical, &text);
+            }
+            None if self.masterless => {
+                self.masterless = false;
+                self.resolve("shard-no-master", "there is a master");
+            }
+            _ => {}
+        }
+    }
+
     /// Notes a decision; it is logged when it differs from the last one.
     fn say(&mut self, level: Level, sentence: String) {
         if self.sentence != sentence {
@@ -614,15 +656,28 @@ impl Member {
         self.out.push(Command::Resolve { what, summary });
     }
 
+    /// Its data is stale where its link was down for long although somebody led. Where nobody leads no link can be up.
+    fn note_staleness(&mut self) {
+        let led = self.know.lock.seen.is_some()
+            && self
+                .know
+                .state()
+                .is_some_and(|state| state.phase == Phase::Done && state.master != self.plan.address);
+        if self.returned.is_some() && !(self.connected && led) {
+            self.led_not = Some(self.now.at);
+        }
+        let Some(view) = &self.view else { return };
+        let led_for = self.led_not.map_or(Duration::MAX, |at| self.now.at.saturating_duration_since(at));
+        let down = view.link_down.min(led_for);
+        self.stale = !view.link_up
+            && view.role == Role::Replica
+            && (self.stale || down > self.plan.timing.session * 2);
+    }
+
     /// Its own node, as it is now.
     fn node(&self) -> MemberNode {
         let view = self.view.clone().unwrap_or_default();
         let known = self.view.is_some();
-        // Where nobody leads no link can be up: that time does not count.
-        let nobody =
-            self.lock_gone.map_or(Duration::ZERO, |gone| self.now.at.saturating_duration_since(gone));
-        let down = view.link_down.saturating_sub(nobody);
-        let stale = view.role == Role::Replica && down > self.plan.timing.session * 2;
         MemberNode {
             v: VERSION,
             address: self.plan.address.clone(),
@@ -631,7 +686,7 @@ impl Member {
             role: view.role,
             master: view.master.unwrap_or_default(),
             link: view.link_up,
-            stale,
+            stale: self.stale,
             syncing: view.syncing,
             loading: view.loading || !known,
             replid: view.replid,
@@ -657,8 +712,7 @@ impl Member {
             return;
         }
         let meaning = |node: &MemberNode| {
-            // Whether there is any data, and any history: who lacks them is not promoted.
-            let (keys, offset) = (u64::from(node.keys > 0), i64::from(node.offset > 0));
+            let (offset, keys) = (i64::from(node.offset > 0), u64::from(node.keys > 0));
             MemberNode { offset, keys, ..node.clone() }
         };
         let same = self.published.as_ref().is_some_and(|last| meaning(last) == meaning(&node));

@@ -7,10 +7,13 @@ use serde::de::DeserializeOwned;
 
 use super::{Change, Member, Now, Stage};
 use crate::{
-    core::failover::{
-        Command, Config, HistoryEntry, LockNode, MemberNode, PauseNode, Planted, RequestId, ShardPlan,
-        ShardState,
-        shard::{HISTORY_AT_MOST, VERSION, decode, encode},
+    core::{
+        alert::Severity,
+        failover::{
+            Command, Config, HistoryEntry, LockNode, MemberNode, PauseNode, Planted, RequestId, ShardPlan,
+            ShardState,
+            shard::{HISTORY_AT_MOST, VERSION, decode, encode},
+        },
     },
     shell::registry::{Answer, Found, Mode, Node, Request, SessionFacts},
 };
@@ -227,6 +230,25 @@ impl Member {
             }
         }
         self.session = facts.or_else(|| self.session.take());
+        self.tell_lease();
+    }
+
+    fn tell_lease(&mut self) {
+        let Some(timeout) = self.session.as_ref().map(|facts| facts.timeout) else { return };
+        let short = !self.plan.timing.suffices(timeout);
+        if short == std::mem::replace(&mut self.lease_short, short) {
+            return;
+        }
+        let seconds = timeout.as_secs_f64();
+        if short {
+            let text = format!(
+                "the session timeout of {seconds} s that ZooKeeper grants leaves too short a lease: {} is not promoted",
+                self.plan.address
+            );
+            self.fire("lease-short", Severity::Critical, &text);
+        } else {
+            self.resolve("lease-short", &format!("the session timeout of {seconds} s suffices"));
+        }
     }
 
     /// Rule 2: the lease is counted from when the acknowledged request was sent.
@@ -504,6 +526,21 @@ impl Member {
             Some(seen) => Request::Write { path, content, version: seen.version },
         };
         self.request(Asked::PutHistory, request);
+    }
+
+    /// The former master has said how long writes were paused: the history's last change has it as well.
+    pub(super) fn complete_history(&mut self, state: &ShardState) {
+        let paused = state.outcome.as_ref().and_then(|outcome| outcome.paused_ms);
+        let Some(seen) = self.know.history.seen.as_ref().filter(|_| self.know.history.fresh) else { return };
+        let Some(mut entries) = seen.content.clone() else { return };
+        let last =
+            entries.last_mut().filter(|last| last.epoch == state.epoch && last.why == Change::Switchover);
+        let Some(last) = last.filter(|last| last.paused_ms.is_none() && paused.is_some()) else { return };
+        last.paused_ms = paused;
+        if !self.is_asked(&Asked::PutHistory) {
+            let (path, content, version) = (self.plan.path("history"), encode(&entries), seen.version);
+            self.request(Asked::PutHistory, Request::Write { path, content, version });
+        }
     }
 
     /// Whether something was made known that should let us go on.

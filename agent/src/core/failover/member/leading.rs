@@ -92,6 +92,7 @@ impl Member {
         }
         self.keep_second_fence(&state);
         self.tell_replicas(&state);
+        self.complete_history(&state);
         if self.writing.is_none() && self.running.as_ref().is_none_or(|order| *order == Order::Inspect) {
             self.heed(&state);
         }

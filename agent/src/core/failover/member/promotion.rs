@@ -4,7 +4,7 @@ use log::Level;
 
 use super::{
     Asked, Change, Command, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState,
-    Stage,
+    Stage, View,
 };
 use crate::{
     core::failover::shard::{Outcome, VERSION},
@@ -71,7 +71,10 @@ impl Member {
             Phase::Promoting if ours && self.role() == Role::Master && state.handover.is_none() => {
                 self.publish_master()
             }
-            Phase::Promoting if ours && state.handover.is_some() => self.make_master(),
+            Phase::Promoting if ours && state.handover.is_some() => match self.lacks(&state) {
+                true => self.give_up("it has lost data that was handed over to it".to_owned()),
+                false => self.make_master(),
+            },
             // The one that handed over to another takes its place again.
             Phase::Promoting if state.from == self.plan.address && state.handover.is_some() => {
                 self.take_back(&state)
@@ -81,6 +84,15 @@ impl Member {
                 None => self.announce(Some(&state)),
             },
         }
+    }
+
+    /// Its server does not have all that was handed over: it was started anew in the meantime.
+    fn lacks(&self, state: &ShardState) -> bool {
+        let has = |view: &View| {
+            [&view.replid, &view.replid2].contains(&&state.replid)
+                && state.handover.as_ref().is_some_and(|handover| view.offset >= handover.offset)
+        };
+        !self.view.as_ref().is_some_and(has)
     }
 
     /// The recorded master leads again: nobody was promoted in the meantime.
@@ -117,7 +129,7 @@ impl Member {
             since_ms: self.now.unix_ms,
             intent: state.filter(|state| self.is_forced_to_us(state)).and_then(|state| state.intent.clone()),
             handover: None,
-            outcome: state.and_then(|state| state.outcome.clone()),
+            outcome: state.and_then(|state| self.failed_handover(state).or_else(|| state.outcome.clone())),
         };
         let ours = |state: &ShardState| state.phase == Phase::Done && state.master == self.plan.address;
         self.free = state.is_none_or(|state| state.phase == Phase::Released || ours(state));
@@ -129,6 +141,13 @@ impl Member {
         self.say(Level::Warn, format!("it takes epoch {}", next.epoch));
         self.enter(Stage::Announcing);
         self.put_state(Purpose::Announce, next);
+    }
+
+    /// A handover that came to nothing is answered by whoever takes over instead.
+    fn failed_handover(&self, state: &ShardState) -> Option<Outcome> {
+        let handover = state.handover.as_ref()?;
+        let text = format!("{} did not take over: {} stands for master", state.master, self.plan.address);
+        Some(Outcome { id: handover.id.clone(), done: false, text, paused_ms: None })
     }
 
     /// A change of `state` was made.
@@ -303,10 +322,14 @@ impl Member {
         let alone = self.attached() == 0 && self.plan.members.len() > 1;
         let forget = self.planted == Some(Planted::ForgetSolo);
         let shared = |id: &String| [&view.replid, &view.replid2].contains(&id);
+        // Who had not what the last master took alone has it no more now.
+        let barred =
+            |address: &String| state.solo && *address != state.from && !state.heirs.contains(address);
         let heir = |address: &String| {
             let node = self.know.members.get(address).and_then(|slot| slot.content());
             let near = |offset: i64| u64::try_from(view.offset - offset).unwrap_or(0) <= self.plan.max_lag;
             *address != self.plan.address
+                && !barred(address)
                 && node.is_some_and(|node| shared(&node.replid) && near(node.offset) && !node.stale)
         };
         ShardState {

@@ -58,7 +58,10 @@ impl Member {
             address: self.plan.address.clone(),
             stage: self.stage_name().to_owned(),
             sentence: self.sentence.clone(),
-            state: self.know.state().cloned(),
+            state: self.know.state().cloned().map(|state| match &self.unheard {
+                Some(unheard) => ShardState { outcome: Some(unheard.clone()), ..state },
+                None => state,
+            }),
             lease_s: lease.map(|at| at.saturating_duration_since(now.at).as_secs_f64()),
             lock: self.know.lock.content().map(|lock| lock.address.clone()).unwrap_or_default(),
             hindrances: self.hindrances(&members),

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::{Life, Member, Order, Phase, Purpose, Role, ShardState, Stage, split};
-use crate::core::failover::{
-    Intent, IntentKind, Verdict, candidates,
-    shard::{Handover, Outcome},
+use crate::core::{
+    alert::Severity,
+    failover::{
+        Intent, IntentKind, Verdict, candidates,
+        shard::{Handover, Outcome},
+    },
 };
 
 /// How far a handover has come.
@@ -125,6 +128,8 @@ impl Member {
         let Some(state) = self.know.state().cloned() else { return self.wish = None };
         if state.intent.is_some() || self.is_changing(&state) {
             self.wish = None;
+            let text = "a change of the master is under way".to_owned();
+            self.unheard = Some(Outcome { id: wish.id, done: false, text, paused_ms: None });
             return self
                 .log(Level::Warn, "the wish came too late: a change of the master is under way".to_owned());
         }
@@ -160,12 +165,16 @@ impl Member {
             }
             _ => None,
         };
-        let time = self.lease_ends().is_some_and(|at| at > self.now.at + self.plan.timing.order * 2);
+        // Not with a lease that is about to end; a short one is never longer than this.
+        let enough = (self.plan.timing.order * 2).min(self.plan.timing.lease / 2);
+        let time = self.lease_ends().is_some_and(|at| at > self.now.at + enough);
         match why {
             Some(why) => self.refuse(state, &intent.id, &why),
             None if !time => {}
             None => {
                 self.say(Level::Warn, format!("it hands over to {}", intent.to));
+                let text = format!("{} hands over to {}", self.plan.address, intent.to);
+                self.fire("switchover", Severity::Info, &text);
                 self.begun = self.now.at;
                 self.paused_writes = Some((self.now.at, intent.id.clone()));
                 self.enter(Stage::HandingOver(Handing::Pausing));
@@ -192,6 +201,7 @@ impl Member {
     /// Nothing was handed over yet: it goes on as the master.
     pub(super) fn refuse_handover(&mut self, why: &str) {
         self.paused_writes = None;
+        self.resolve("switchover", &format!("{} goes on as the master: {why}", self.plan.address));
         self.enter(Stage::Leading);
         self.order(Order::Unfence { min_replicas: self.guard.unwrap_or(0) });
         let Some(state) = self.know.state().cloned() else { return };
@@ -289,6 +299,7 @@ impl Member {
         self.enter(Stage::Following);
         let Some((host, port)) = target else { return };
         self.order(Order::Follow { host, port, drop_clients: true });
+        self.resolve("switchover", &format!("{} is the master", state.master));
         let Some((since, id)) = self.paused_writes.take() else { return };
         let paused = self.now.at.saturating_duration_since(since).as_secs_f64() * 1000.0;
         if let Some(outcome) = state.outcome.clone().filter(|outcome| outcome.id == id) {
@@ -311,10 +322,11 @@ impl Member {
             from: self.plan.address.clone(),
             handover: None,
             since_ms: self.now.unix_ms,
-            outcome: Some(Outcome { id, done: false, text, paused_ms: None }),
+            outcome: Some(Outcome { id, done: false, text: text.clone(), paused_ms: None }),
             ..self.with_own_data(state)
         };
         self.why = super::Change::Return;
+        self.resolve("switchover", &text);
         self.paused_writes = None;
         self.put_state(Purpose::TakeBack, next);
     }
