@@ -4,7 +4,7 @@ use std::{process::Output, thread, time::Duration};
 
 use serde_json::Value;
 use yagent_tests::{
-    cluster::{Cluster, Plan},
+    cluster::{Cluster, Plan, watch::Seen},
     process::Signal,
     wait,
 };
@@ -25,6 +25,14 @@ fn switchover(cluster: &Cluster, asked: usize, more: &[&str]) -> Output {
 fn is_refused(output: &Output, why: &str) {
     let told = String::from_utf8_lossy(&output.stderr).to_lowercase();
     assert!(!output.status.success() && told.contains(why), "not {why}: {output:?}");
+}
+
+/// Waits until the master has handed over to a target that takes its time.
+fn wait_handed_over(cluster: &Cluster) {
+    cluster.watch.wait("it is handed over", |seen| {
+        let handed = |it: &Seen| it.node == "state" && !it.content["handover"].is_null();
+        wait::check(seen.iter().any(handed), || format!("{:?}", seen.iter().rfind(|it| it.node == "state")))
+    });
 }
 
 #[test]
@@ -83,7 +91,7 @@ fn a_target_that_does_not_take_over_leaves_the_old_master() {
 }
 
 #[test]
-fn a_target_whose_server_dies_leaves_the_old_master() {
+fn a_target_whose_server_dies_costs_nothing() {
     let cluster = Plan::new(3).start();
     fill(&cluster, 10);
     let (old, writer) = (cluster.master(), cluster.writer());
@@ -99,9 +107,10 @@ fn a_target_whose_server_dies_leaves_the_old_master() {
         cluster.hosts[target].signal(Signal::CONT);
         asked.join().unwrap()
     });
-    assert!(!asked.status.success(), "{asked:?}");
-    assert_eq!(cluster.wait_steady(), old);
-    writer.wait_ack_by(cluster.address(old));
+    // Its new server may have got a copy in time; if not, the old master goes on. The answer says which.
+    let master = cluster.wait_steady();
+    assert_eq!(master, if asked.status.success() { target } else { old }, "{asked:?}");
+    writer.wait_ack_by(cluster.address(master));
     let record = writer.finish();
     cluster.assert_one_master(&[&record]);
     assert!(cluster.lost(&[&record]).is_empty());
@@ -114,7 +123,7 @@ fn a_second_wish_waits_for_nobody_and_is_refused() {
     cluster.hosts[target].signal(Signal::STOP);
     thread::scope(|scope| {
         let first = scope.spawn(|| switchover(&cluster, old, &[]));
-        cluster.watch.wait_node("state", "it is handed over", |state| !state["handover"].is_null());
+        wait_handed_over(&cluster);
         let second = switchover(&cluster, old, &[]);
         assert!(!second.status.success(), "{second:?}");
         cluster.hosts[target].signal(Signal::CONT);

@@ -259,6 +259,10 @@ impl Cluster {
                     Role::None(_) => false,
                 };
                 wait::check(right, told)?;
+                // And its agent has said so: what is to be done with the shard goes by that.
+                let node = self.watch.node(&format!("members/{}", self.address(it)));
+                let said = it == host || (node["link"] == true && node["syncing"] == false);
+                wait::check(said, || format!("member {node}"))?;
             }
             Ok::<usize, String>(host)
         })

@@ -19,6 +19,8 @@ pub(super) struct FencerArgs {
 pub(super) fn run(args: &FencerArgs) -> ExitCode {
     // It must not end with its agent's session.
     let _ = rustix::process::setsid();
+    // When memory is short it must be the last to go. Only root may ask for that.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     match Fencer::new(&args.state_dir).and_then(|fencer| fencer.map_or(Ok(()), |mut fencer| fencer.run())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

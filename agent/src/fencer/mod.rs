@@ -37,7 +37,7 @@ pub const SLOTS: usize = 1024;
 pub const SOCKET: &str = "fencer.sock";
 /// The name of the file that one fencer at a time locks.
 const LOCK: &str = "fencer.lock";
-/// Without an agent and anything to watch, a fencer ends after so long.
+/// A fencer that no agent ever spoke to ends after so long.
 const IDLE: Duration = Duration::from_secs(10);
 
 const LISTENER: u64 = 1 << 32;
@@ -80,7 +80,8 @@ pub struct Fencer {
     epoll: OwnedFd,
     agent: Option<OwnedFd>,
     slots: Vec<Option<Slot>>,
-    idle_since: Nanos,
+    /// When it began, until an agent came.
+    unclaimed: Option<Nanos>,
     /// Held as long as the fencer lives.
     _lock: File,
 }
@@ -116,7 +117,7 @@ impl Fencer {
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         let mut slots = Vec::with_capacity(SLOTS);
         slots.resize_with(SLOTS, || None);
-        Ok(Some(Fencer { listener, epoll, agent: None, slots, idle_since: monotonic(), _lock: lock }))
+        Ok(Some(Fencer { listener, epoll, agent: None, slots, unclaimed: Some(monotonic()), _lock: lock }))
     }
 
     /// Works until there is nothing to watch and nobody to work for.
@@ -135,9 +136,7 @@ impl Fencer {
     pub fn turn(&mut self) -> io::Result<bool> {
         let now = monotonic();
         let busy = self.agent.is_some() || self.slots.iter().any(Option::is_some);
-        if busy {
-            self.idle_since = now;
-        } else if now >= self.idle_since + nanos(IDLE) {
+        if !busy && self.unclaimed.is_none_or(|since| now >= since + nanos(IDLE)) {
             return Ok(false);
         }
         let next = self.slots.iter().flatten().filter_map(Slot::next).min().unwrap_or(now + nanos(IDLE));
@@ -178,6 +177,7 @@ impl Fencer {
             .is_ok()
         {
             self.agent = Some(agent);
+            self.unclaimed = None;
         }
     }
 

@@ -504,6 +504,7 @@ impl World {
             return self.later(left, Happening::FencerKills { host, pid, serial });
         }
         redis.pause(wall + super::redis::HOUR);
+        self.hosts[host].unguarded = false;
     }
 
     pub(super) fn fencer_kills(&mut self, host: usize, pid: u32, serial: u64) {
@@ -565,6 +566,6 @@ impl World {
         let h = &mut self.hosts[host];
         let agent = h.agent.as_ref().is_some_and(|agent| !agent.stopped && !agent.stuck);
         let fencer = h.fencer.alive && h.fencer.pid == h.redis.pid;
-        h.unguarded = !agent && !fencer && (h.unguarded || h.redis.is_master());
+        h.unguarded = h.redis.is_master() && (h.unguarded || !agent && !fencer);
     }
 }

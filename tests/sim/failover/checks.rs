@@ -141,6 +141,14 @@ impl World {
             // Nobody has anything any more: the shard begins anew.
             return;
         }
+        // It had that, and its own crash lost it.
+        let before = self.hosts[host].redis.before;
+        let had = |write: &Write| before.is_some_and(|before| self.histories.contains(before, write.place));
+        let lost: Vec<Write> = lost.into_iter().filter(|write| !had(write)).collect();
+        self.log(|| {
+            let data = |host: &super::world::Host| (host.redis.pid, host.redis.data, keys(&host.redis));
+            format!("== lost {}: {:?}", lost.len(), self.hosts.iter().map(data).collect::<Vec<_>>())
+        });
         if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
             return self.violate(format!("host {host} is promoted without what was written while alone"));
         }
@@ -272,8 +280,9 @@ impl World {
         let recorded = self.host_of(&state.master) == Some(host);
         let keys = self.histories.keys(redis.data);
         let name = format!("{:08x}", redis.data.id);
-        let shares = state.replid.is_empty() || name == state.replid || name == state.replid2;
-        let alone = state.solo && !recorded && !state.heirs.contains(&self.hosts[host].plan.address);
+        let heir = recorded || state.heirs.contains(&self.hosts[host].plan.address);
+        let shares = state.replid.is_empty() || name == state.replid || (name == state.replid2 && heir);
+        let alone = state.solo && !heir;
         let lag = state.offset.max(self.best_offset(&name)) - redis.data.offset;
         let behind = u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
         redis.pid != 0

@@ -126,6 +126,8 @@ pub(super) struct Redis {
     waiting: VecDeque<Waiting>,
     /// Writes that wait for the end of a pause.
     held_writes: u32,
+    /// What it had when it last died.
+    pub(super) before: Option<Place>,
     /// What the disk has.
     dump: Option<Place>,
     pub(super) priority: u32,
@@ -153,6 +155,7 @@ impl Redis {
             pause_until: None,
             waiting: VecDeque::new(),
             held_writes: 0,
+            before: None,
             dump: (keys > 0).then_some(data),
             priority: if dice.percent(setting.barred) { 0 } else { 100 },
             pids: 0,
@@ -239,6 +242,7 @@ impl World {
         self.drop_replicas(host);
         self.leave_master(host);
         let redis = &mut self.hosts[host].redis;
+        redis.before = Some(redis.data);
         redis.pid = 0;
         redis.stopped = false;
         redis.waiting.clear();
@@ -441,6 +445,8 @@ impl World {
         self.drop_replicas(host);
         let redis = &mut self.hosts[host].redis;
         redis.of = of;
+        self.hosts[host].unguarded = false;
+        let redis = &mut self.hosts[host].redis;
         redis.held_writes = 0;
         redis.link.down_since = Some(self.t);
     }

@@ -40,7 +40,8 @@ pub(super) fn judge(
             None => first(node, standings),
         })
     };
-    let barred: Vec<Option<String>> = standings.iter().map(out).collect();
+    let mut barred: Vec<Option<String>> = standings.iter().map(out).collect();
+    prefer_followers(standings, state, &mut barred);
     let fresh = |node: &&MemberNode| round > 0 && node.round == round;
     let offsets = standings.iter().zip(&barred).filter(|(_, barred)| barred.is_none());
     let best = offsets
@@ -60,6 +61,13 @@ pub(super) fn judge(
     standings.iter().zip(barred).map(verdict).collect()
 }
 
+/// Whether a member that could lead has not yet said for this election how far it is: what it last published decides
+/// nothing.
+pub(super) fn is_unsaid(standing: &Standing<'_>, config: &Config, round: u64) -> bool {
+    let unsaid = |node: &MemberNode| node.round != round && condition(node, config, &config.hash()).is_none();
+    standing.node.is_some_and(unsaid)
+}
+
 /// What a member is in, whatever the shard's history.
 fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
     let reasons = [
@@ -74,6 +82,18 @@ fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
         (node.stale, "its link to the master has been down for too long"),
     ];
     reasons.iter().find(|(out, _)| *out).map(|(_, why)| (*why).to_owned())
+}
+
+/// Offsets of two histories say nothing of one another: who has followed the last master goes before who has not.
+fn prefer_followers(standings: &[Standing<'_>], state: Option<&ShardState>, barred: &mut [Option<String>]) {
+    let Some(state) = state.filter(|state| !state.replid.is_empty()) else { return };
+    let followed = |standing: &Standing<'_>| {
+        standing.node.is_some_and(|node| node.replid == state.replid || node.replid2 == state.replid)
+    };
+    let any = standings.iter().zip(&*barred).any(|(standing, barred)| barred.is_none() && followed(standing));
+    for (_, barred) in standings.iter().zip(barred).filter(|(standing, _)| any && !followed(standing)) {
+        barred.get_or_insert_with(|| format!("it has not followed {}", state.master));
+    }
 }
 
 /// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does.
@@ -107,7 +127,11 @@ fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<Strin
     if known && !shared(&node.replid) && !(node.role == Role::Master && shared(&node.replid2)) {
         return Some("its data is of another history".to_owned());
     }
-    if state.solo && !recorded && !state.heirs.contains(&node.address) {
+    let heir = recorded || state.heirs.contains(&node.address);
+    if known && node.replid != state.replid && node.replid == state.replid2 && !heir {
+        return Some(format!("it has not followed {} in time", state.master));
+    }
+    if state.solo && !heir {
         return Some(format!("{} took writes alone that it does not have", state.master));
     }
     (known && node.offset <= 0).then(|| "it never had the master's data".to_owned())
@@ -238,7 +262,10 @@ mod tests {
         for (change, expected) in cases {
             assert_eq!(why(change, &state()), expected);
         }
-        assert_eq!(why(|n| n.replid = "before".into(), &state()), "eligible");
+        let behind = why(|n| n.replid = "before".into(), &state());
+        assert_eq!(behind, format!("it has not followed {A} in time"), "others have");
+        let before = |address: &str| MemberNode { replid: "before".into(), ..node(address, 1000) };
+        assert_eq!(of(&[before(B), before(C)], Some(&state())).1, [0, 1], "nobody has");
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
     }
 

@@ -149,6 +149,8 @@ pub struct Member {
     grace_until: Option<Instant>,
     /// What the fencer was told last.
     fed: Option<Instant>,
+    /// What it was told before that.
+    fed_before: Option<Instant>,
     fencer: bool,
     /// When the fence must be renewed.
     renew_fence: Option<Instant>,
@@ -157,6 +159,8 @@ pub struct Member {
     view: Option<View>,
     /// When the view was asked for.
     view_at: Instant,
+    /// When its server was last told whom to follow: what was seen before is of no use.
+    turned: Option<Instant>,
     asked_at: Instant,
     next_look: Instant,
     running: Option<Order>,
@@ -187,10 +191,10 @@ pub struct Member {
     lease_short: bool,
     /// A wish that is to be written into `state`.
     wish: Option<Intent>,
-    /// The wish for which our server is looked at, by its id, and since when.
-    heeded: Option<(String, Instant)>,
     /// What became of a wish that never came into `state`.
     unheard: Option<Outcome>,
+    /// The wish for which our server is looked at, by its id, and since when.
+    heeded: Option<(String, Instant)>,
     /// The handover that we declined, by its epoch.
     declined: Option<u64>,
     /// When we first saw the handover to us.
@@ -231,11 +235,13 @@ impl Member {
             failsafe_until: None,
             grace_until: None,
             fed: None,
+            fed_before: None,
             fencer: false,
             renew_fence: None,
             life: Life::Dead,
             view: None,
             view_at: now.at,
+            turned: None,
             asked_at: now.at,
             next_look: now.at,
             running: None,
@@ -254,8 +260,8 @@ impl Member {
             masterless: false,
             lease_short: false,
             wish: None,
-            heeded: None,
             unheard: None,
+            heeded: None,
             declined: None,
             offered: None,
             paused_writes: None,
@@ -276,6 +282,7 @@ impl Member {
         let late = self.expected.is_some_and(|at| now.at > at + self.plan.timing.beat * 2);
         self.now = now;
         self.hurry = None;
+        self.doubt_late_feeding();
         self.take(input);
         self.read_again();
         self.watch_lease();

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::{
-    Asked, Change, Life, Member, Order, Ordered, Phase, Purpose, Role, SETTLE, ShardState, Stage, View, Wish,
-    split,
+    Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Purpose, Role, SETTLE, ShardState, Stage,
+    View, Wish, split,
 };
 use crate::core::{
     alert::Severity,
@@ -74,6 +74,10 @@ impl Member {
         if self.running.as_ref().is_some_and(|order| *order != Order::Inspect) || !self.may_retry() {
             return;
         }
+        if self.turned.is_some_and(|turned| self.view_at < turned) {
+            self.next_look = self.now.at;
+            return;
+        }
         // The shard's id and members were verified with its path: only who is in the list is ever followed.
         let Some((host, port)) = split(&state.master).filter(|_| self.plan.members.contains(&state.master))
         else {
@@ -112,6 +116,7 @@ impl Member {
         match (ordered, &self.stage) {
             (Ordered::Done(_), Stage::Detaching) => self.detached(),
             (Ordered::Done(_), _) => {
+                self.turned = Some(self.now.at);
                 // What paused it as a master would hold its master's stream up as well.
                 self.order(Order::Unfence { min_replicas: 0 });
                 self.order(Order::Inspect);
@@ -182,6 +187,9 @@ impl Member {
                 return self.put_state(Purpose::Release, released);
             }
         }
+        if state.as_ref().is_some_and(|state| self.is_nobodys_master(state)) {
+            return self.detach_rogue();
+        }
         if let Some(until) = self.held_back_until().filter(|until| self.now.at < *until) {
             let left = until.saturating_duration_since(self.now.at).as_secs_f64();
             return self.say(Level::Info, self.why_held_back(left));
@@ -200,6 +208,21 @@ impl Member {
         };
         self.round = state.map_or(0, |state| state.epoch) + 1;
         self.enter(Stage::Standing { since: self.now.at });
+    }
+
+    /// Its server is a master that nobody made, or that was given up.
+    fn is_nobodys_master(&self, state: &ShardState) -> bool {
+        let former = state.phase == Phase::Promoting && state.from == self.plan.address;
+        self.role() == Role::Master && state.master != self.plan.address && !former
+    }
+
+    /// Rule 9, where nobody leads whom it could follow.
+    fn detach_rogue(&mut self) {
+        self.say(Level::Warn, "it is a master that nobody made: it is made a replica of nobody".to_owned());
+        let order = Order::Follow { host: NOWHERE.0.to_owned(), port: NOWHERE.1, drop_clients: true };
+        if !self.is_ordered(&order) {
+            self.order(order);
+        }
     }
 
     /// It is written down as the master, and its server is one or has all that it had.
@@ -314,25 +337,32 @@ impl Member {
     /// When it is our turn, by our place among the candidates.
     pub(super) fn turn(&self, since: Instant) -> Instant {
         let state = self.know.state();
-        let (standings, verdicts) = self.standings(state);
+        let (standings, mut verdicts) = self.standings(state);
+        let ours = self.plan.config();
+        let config = self.know.config.content().unwrap_or(&ours);
+        // What it said as the master is over; it may stand again when it has something to say.
+        let given_up = state.filter(|state| state.phase == Phase::Released).map(|state| &*state.master);
+        let mut awaited = false;
+        for (standing, verdict) in standings.iter().zip(&mut verdicts) {
+            let unsaid = candidates::is_unsaid(standing, config, self.round);
+            if given_up == Some(standing.address)
+                && standing.node.is_some_and(|node| node.round != self.round)
+            {
+                *verdict = Verdict::Out("it was given up".to_owned());
+            } else if unsaid && standing.address != self.plan.address {
+                awaited = true;
+            }
+        }
         let order = candidates::rank(&standings, &verdicts, state.is_none());
         let place = order.iter().position(|i| standings[*i].address == self.plan.address).unwrap_or(0);
-        // A lone candidate has nobody to wait for.
-        let alone = verdicts.iter().zip(&standings).all(|(verdict, standing)| {
-            standing.address == self.plan.address || (*verdict != Verdict::Eligible && !may_become(verdict))
-        });
-        if alone {
+        // Nobody has more, and nobody is left who might.
+        if place == 0 && !awaited {
             return since;
         }
+        // Whoever has an agent that speaks says how far it is in a moment: going without it might lose what it has.
         let settle = self.settle_time();
-        // Where all have said how far they are there is nothing to wait for.
-        let said = standings.iter().zip(&verdicts).all(|(standing, verdict)| {
-            *verdict != Verdict::Eligible || standing.node.is_some_and(|node| node.round == self.round)
-        });
-        if said && place == 0 {
-            return since;
-        }
-        since + settle + settle * HOLD_BACK * u32::try_from(place).unwrap_or(u32::MAX / HOLD_BACK)
+        let patience = if awaited { settle.max(self.plan.timing.beat) } else { settle };
+        since + patience + settle * HOLD_BACK * u32::try_from(place).unwrap_or(u32::MAX / HOLD_BACK)
     }
 
     fn settle_time(&self) -> Duration {
@@ -459,9 +489,4 @@ impl Member {
             self.resolve("shard-full-resync", &text);
         }
     }
-}
-
-/// Whether waiting may change the verdict: the member's offset is not fresh.
-fn may_become(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Out(why) if why.starts_with("offset "))
 }

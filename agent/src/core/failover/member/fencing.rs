@@ -101,7 +101,7 @@ impl Member {
                 self.guard = None;
                 let text = format!("its server did not take the order to allow writes: {why}");
                 self.log(Level::Warn, text);
-                self.next_look = self.now.at + self.plan.timing.beat;
+                self.later();
             }
         }
     }
@@ -175,15 +175,20 @@ impl Member {
         }
     }
 
+    /// What was commanded last is done by now. If the lease before it was over by then the fencer may have been faster,
+    /// and whether the server takes writes is not known.
+    pub(super) fn doubt_late_feeding(&mut self) {
+        if self.fed_before.take().is_some_and(|until| until <= self.now.at + SETTLE) {
+            self.guard = None;
+        }
+    }
+
     /// Tells the fencer what it must know.
     pub(super) fn feed(&mut self) {
         let ends = self.lease_ends();
         if self.stage.needs_lease() || self.grace_until.is_some() {
             if ends.is_some() && ends != self.fed {
-                // It came so late that the fencer may have fenced: whether writes are taken is not known.
-                if self.fed.is_some_and(|until| until <= self.now.at + SETTLE) {
-                    self.guard = None;
-                }
+                self.fed_before = self.fed;
                 self.out.push(Command::Lease(ends));
                 self.fed = ends;
             }

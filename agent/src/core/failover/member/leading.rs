@@ -105,8 +105,9 @@ impl Member {
         let forget = self.planted == Some(super::Planted::ForgetSolo);
         let relax = Order::Unfence { min_replicas: 0 };
         let guard = Order::Unfence { min_replicas: self.needed() };
+        let now = self.may_retry();
         if short && (state.solo || forget) {
-            if self.guard != Some(0) && !self.is_ordered(&relax) {
+            if self.guard != Some(0) && now && !self.is_ordered(&relax) {
                 self.order(relax);
             }
             let stale = self.now.at >= self.led_since + HEIRS_FOR;
@@ -121,7 +122,7 @@ impl Member {
                 self.put_state(Purpose::Solo, ShardState { solo: true, heirs, ..self.with_figures(state) });
             }
         } else if self.guard != Some(self.needed()) {
-            if !self.is_ordered(&guard) {
+            if now && !self.is_ordered(&guard) {
                 self.order(guard);
             }
         } else if state.solo && self.writing.is_none() {
