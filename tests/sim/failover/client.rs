@@ -43,7 +43,7 @@ impl World {
 
     pub(super) fn facts(&self, host: usize) -> Option<SessionFacts> {
         let client = &self.hosts[host].agent.as_ref()?.client;
-        (client.session != 0).then(|| SessionFacts {
+        (client.session != 0).then_some(SessionFacts {
             session: client.session,
             timeout: self.setting.timing.session,
             read_only: false,

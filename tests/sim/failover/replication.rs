@@ -65,7 +65,7 @@ impl World {
         let (t, timeout) = (self.t, self.setting.repl_timeout);
         let redis = &mut self.hosts[host].redis;
         redis.replicas.retain(|replica| t < replica.heard + timeout);
-        if redis.seconds % 10 == 0 && redis.of == Of::Nobody && !redis.replicas.is_empty() {
+        if redis.seconds.is_multiple_of(10) && redis.of == Of::Nobody && !redis.replicas.is_empty() {
             redis.data.offset += PING_BYTES;
             self.feed_replicas(host);
         }
