@@ -42,7 +42,8 @@ fn main() {
         false => Amount { short, crashes: 15, switchovers: 10, silences: 5 },
     };
     let only = words.iter().position(|word| word == "--only").map(|at| words[at + 1].clone());
-    let tables: [(&str, fn(Amount)); 4] =
+    type Table = fn(Amount);
+    let tables: [(&str, Table); 4] =
         [("crash", crash), ("switchover", switchover), ("silence", silence), ("idle", idle::idle)];
     for (name, table) in tables {
         if only.as_ref().is_none_or(|only| only.split(',').any(|it| it == name)) {
