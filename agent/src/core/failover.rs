@@ -165,6 +165,18 @@ pub enum Order {
     },
 }
 
+impl Order {
+    /// Whether both are about the same matter: its role, its writes, or a look at it.
+    fn is_about_what(&self, other: &Order) -> bool {
+        let matter = |order: &Order| match order {
+            Order::Inspect => 0,
+            Order::Promote | Order::Follow { .. } => 1,
+            Order::Fence { .. } | Order::Unfence { .. } => 2,
+        };
+        matter(self) == matter(other)
+    }
+}
+
 /// How an order ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ordered {
@@ -266,8 +278,13 @@ pub enum Command {
     Request(RequestId, Request),
     /// Keep the member's ephemeral node with this content. It always names `host_id` and `nonce`.
     Publish(Vec<u8>),
-    /// Give an order to the server; it must be answered within [`Timing::order`].
-    Order(Order),
+    /// Give an order to the server.
+    Order {
+        /// Which.
+        order: Order,
+        /// By then it must be answered; it is not begun later.
+        until: Instant,
+    },
     /// Tell the fencer: the server may be a master until then; `None`: it is none and needs no fencing.
     Lease(Option<Instant>),
     /// `kill -9` the server: it must take no writes and cannot be asked to.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Action, EnginePlan, HostIdentity, InstanceId, Now,
     alert::AlertBook,
-    failover::{Command, Input, Life, Member, Order, RequestId, ShardPlan, ShardReport, Wish},
+    failover::{Command, Input, Life, Member, RequestId, ShardPlan, ShardReport, Wish},
 };
 use crate::shell::registry::{Change, Mode, Node, RegistryEvent, SessionFacts};
 
@@ -197,7 +197,7 @@ impl Shards {
 
     fn carry_out(&mut self, id: InstanceId, commands: Vec<Command>, means: &mut Means<'_>) {
         let Some(member) = self.members.get(&id) else { return };
-        let (path, shard, time) = (member.node_path(), member.plan().id(), member.plan().timing.order);
+        let (path, shard) = (member.node_path(), member.plan().id());
         let leaving = self.leaving.contains(&id);
         let of_the_registry = |command: &Command| matches!(command, Command::Request(..) | Command::Log(..));
         for command in commands.into_iter().filter(|command| !leaving || of_the_registry(command)) {
@@ -211,15 +211,7 @@ impl Shards {
                     let node = Node { mode: Mode::Ephemeral, content };
                     Action::Publish(vec![Change::Put { path: path.clone(), node }])
                 }
-                Command::Order(order) => {
-                    // A fence that comes late is no fence: what is left of its time goes to the kill.
-                    let time = if matches!(order, Order::Fence { .. }) {
-                        time.min(member.plan().timing.fence / 2)
-                    } else {
-                        time
-                    };
-                    Action::Order { id, order, deadline: means.now.at + time }
-                }
+                Command::Order { order, until } => Action::Order { id, order, deadline: until },
                 Command::Lease(until) => Action::Lease { id, until },
                 Command::Kill => Action::Kill { id },
                 Command::Fire { what, severity, summary } => {

@@ -151,8 +151,13 @@ impl Orders {
 
     fn begin(&mut self, poll: &mut Poll, id: InstanceId, matter: Matter, deadline: Instant) {
         let Some(desk) = self.desks.get_mut(&id) else { return };
+        let now = Instant::now();
+        if now >= deadline {
+            // What it was decided by may be over.
+            return self.ended(poll, id, matter, Outcome::Failed { why: "it came too late".to_owned() });
+        }
         desk.running = Some((matter.clone(), deadline));
-        if let Some(outcome) = desk.line.begin(poll, matter.clone(), Instant::now(), deadline) {
+        if let Some(outcome) = desk.line.begin(poll, matter.clone(), now, deadline) {
             self.ended(poll, id, matter, outcome);
         }
     }

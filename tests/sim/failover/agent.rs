@@ -1,6 +1,6 @@
 //! A host's agent around its member: the loop that feeds it, what carries its commands out, and the fencer.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use yagent::{
     core::failover::{Command, Input, Life, Member, Order, Ordered, Timing},
@@ -26,8 +26,6 @@ pub(super) struct Agent {
     pub(super) client: Client,
     pub(super) inbox: VecDeque<Input>,
     commands: VecDeque<Command>,
-    /// When those were decided on.
-    decided: Micros,
     /// The whole process is stopped.
     pub(super) stopped: bool,
     /// Only its loop stands still.
@@ -94,7 +92,6 @@ impl World {
             client: Client::default(),
             inbox: VecDeque::new(),
             commands: VecDeque::new(),
-            decided: 0,
             stopped: false,
             stuck: false,
             order: None,
@@ -256,7 +253,6 @@ impl World {
         let Some(agent) = &mut self.hosts[host].agent else { return };
         let commands = agent.member.step(now, input);
         agent.commands.extend(commands);
-        agent.decided = t;
         if t / SECOND != agent.second {
             (agent.second, agent.steps) = (t / SECOND, 0);
         }
@@ -366,7 +362,7 @@ impl World {
                 let path = self.member(host).map(|member| member.node_path()).unwrap_or_default();
                 self.keep_node(host, path, content);
             }
-            Command::Order(order) => self.give_order(host, order),
+            Command::Order { order, until } => self.give_order(host, order, until),
             Command::Lease(until) => {
                 let until = until.map(|at| self.micros(host, at));
                 if let Some(agent) = &mut self.hosts[host].agent {
@@ -410,10 +406,10 @@ impl World {
 
     // Orders
 
-    fn give_order(&mut self, host: usize, order: Order) {
+    fn give_order(&mut self, host: usize, order: Order, until: Instant) {
         self.serial += 1;
         let (serial, life, pid) = (self.serial, self.hosts[host].life, self.hosts[host].redis.pid);
-        let (t, limit) = (self.t, micros(self.timing().order));
+        let left = self.micros(host, until).saturating_sub(self.t);
         let Some(agent) = &mut self.hosts[host].agent else { return };
         if agent.order.is_some() {
             return self.violate(format!("host {host}: two orders at once, the second is {order:?}"));
@@ -422,13 +418,13 @@ impl World {
             return self.tell(host, Input::Ordered(Ordered::Failed("there is no process".to_owned())));
         }
         // An order that comes too late is not begun.
-        if t > agent.decided + limit {
+        if left == 0 {
             return self.tell(host, Input::Ordered(Ordered::Failed("it came too late".to_owned())));
         }
         agent.order = Some(serial);
         let delay = self.dice.within(50..MS);
         self.later(delay, Happening::OrderIn { host, pid, order: Box::new(Sent { life, serial, order }) });
-        self.later(limit, Happening::Overdue { host, life, serial });
+        self.later(left, Happening::Overdue { host, life, serial });
     }
 
     pub(super) fn order_out(&mut self, host: usize, pid: u32, life: u32, serial: u64, ordered: Ordered) {

@@ -297,18 +297,18 @@ impl World {
         let recorded = self.host_of(&state.master) == Some(host);
         let keys = self.histories.keys(redis.data);
         let name = format!("{:08x}", redis.data.id);
-        let heir = recorded || state.heirs.contains(&self.hosts[host].plan.address);
-        let shares = state.replid.is_empty() || name == state.replid || (name == state.replid2 && heir);
-        let alone = state.solo && !heir;
+        let former = state.phase == Phase::Promoting && self.host_of(&state.from) == Some(host);
+        let heir = recorded || former || state.heirs.contains(&self.hosts[host].plan.address);
+        let nothing = state.replid.is_empty();
+        let shares = nothing || heir && [&state.replid, &state.replid2].contains(&&name);
         let lag = state.offset.max(self.best_offset(&name)) - redis.data.offset;
         let behind = u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
         redis.pid != 0
             && redis.priority > 0
             && (keys > 0 || state.keys == 0)
             && shares
-            && !alone
             && !(behind && state.replid == name)
-            && (redis.data.offset > 0 || state.replid.is_empty())
+            && (redis.data.offset > 0 || nothing)
     }
 
     fn best_offset(&self, name: &str) -> i64 {

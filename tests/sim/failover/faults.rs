@@ -203,10 +203,10 @@ fn is_step(step: Step, command: &Command) -> bool {
             path_is(path, "/state")
         }
         (Step::Lease, Command::Lease(_)) => true,
-        (Step::Promote, Command::Order(Order::Promote)) => true,
-        (Step::Follow, Command::Order(Order::Follow { .. })) => true,
-        (Step::Fence, Command::Order(Order::Fence { .. })) => true,
-        (Step::Unfence, Command::Order(Order::Unfence { .. })) => true,
+        (Step::Promote, Command::Order { order: Order::Promote, .. }) => true,
+        (Step::Follow, Command::Order { order: Order::Follow { .. }, .. }) => true,
+        (Step::Fence, Command::Order { order: Order::Fence { .. }, .. }) => true,
+        (Step::Unfence, Command::Order { order: Order::Unfence { .. }, .. }) => true,
         _ => false,
     }
 }

@@ -82,7 +82,6 @@ fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
         (node.config != hash, "its configuration differs from the shard's"),
         (config.fencing && !node.fencer, "it has no fencer"),
         (!node.lease, "its session timeout leaves too short a lease"),
-        (node.stale, "its link to the master has been down for too long"),
     ];
     reasons.iter().find(|(out, _)| *out).map(|(_, why)| (*why).to_owned())
 }
@@ -130,12 +129,9 @@ fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<Strin
     if known && !shared(&node.replid) && !(node.role == Role::Master && shared(&node.replid2)) {
         return Some("its data is of another history".to_owned());
     }
-    let heir = recorded || state.heirs.contains(&node.address);
-    if known && node.replid != state.replid && node.replid == state.replid2 && !heir {
-        return Some(format!("it has not followed {}", state.master));
-    }
-    if state.solo && !heir {
-        return Some(format!("{} took writes alone that it does not have", state.master));
+    if known && !recorded && !former && !state.heirs.contains(&node.address) {
+        let last = if state.phase == Phase::Promoting { &state.from } else { &state.master };
+        return Some(format!("it did not keep up with {last}"));
     }
     (known && node.offset <= 0).then(|| "it never had the master's data".to_owned())
 }
@@ -187,7 +183,6 @@ mod tests {
             role: Role::Replica,
             master: A.into(),
             link: false,
-            stale: false,
             syncing: false,
             loading: false,
             replid: "history".into(),
@@ -215,7 +210,7 @@ mod tests {
             offset: 1000,
             keys: 7,
             solo: false,
-            heirs: Vec::new(),
+            heirs: vec![B.into(), C.into()],
             from: String::new(),
             since_ms: 0,
             intent: None,
@@ -244,7 +239,7 @@ mod tests {
     #[test]
     fn each_reason_to_stay_out_is_told() {
         type Change = fn(&mut MemberNode);
-        let cases: [(Change, &str); 16] = [
+        let cases: [(Change, &str); 15] = [
             (|_| {}, "eligible"),
             (|n| n.role = Role::Unknown, "its server does not answer"),
             (|n| n.loading = true, "it loads its data"),
@@ -254,7 +249,6 @@ mod tests {
             (|n| n.config = "odd".into(), "its configuration differs from the shard's"),
             (|n| n.fencer = false, "it has no fencer"),
             (|n| n.lease = false, "its session timeout leaves too short a lease"),
-            (|n| n.stale = true, "its link to the master has been down for too long"),
             (|n| n.role = Role::Master, "it is a master that nobody made"),
             (|n| n.master = "10.9.9.9:1".into(), "it follows 10.9.9.9:1"),
             (|n| n.keys = 0, "it is empty"),
@@ -265,25 +259,36 @@ mod tests {
         for (change, expected) in cases {
             assert_eq!(why(change, &state()), expected);
         }
-        let behind = why(|n| n.replid = "before".into(), &state());
-        assert!(behind.starts_with(&format!("it has not followed {A}")), "{behind}");
+        let without = ShardState { heirs: vec![C.into()], ..state() };
+        assert_eq!(why(|_| {}, &without), format!("it did not keep up with {A}"));
+        assert_eq!(why(|n| n.replid = "before".into(), &state()), format!("it has not followed {A}"));
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
     }
 
     #[test]
     fn of_the_history_before_only_heirs_are_successors_and_after_those_who_followed() {
         let before = |address: &str| MemberNode { replid: "before".into(), ..node(address, 1000) };
-        let heirs = ShardState { heirs: vec![B.into(), C.into()], solo: true, ..state() };
-        assert_eq!(of(&[before(A), before(B), before(C)], Some(&heirs)).1, [0, 1, 2]);
-        assert_eq!(of(&[before(B), node(C, 1000)], Some(&heirs)).1, [1]);
-        assert_eq!(of(&[before(B), before(C)], Some(&state())).1, [0_usize; 0]);
+        assert_eq!(of(&[before(A), before(B), before(C)], Some(&state())).1, [0, 1, 2]);
+        assert_eq!(of(&[before(B), node(C, 1000)], Some(&state())).1, [1]);
+        let none = ShardState { heirs: Vec::new(), ..state() };
+        assert_eq!(of(&[before(B), before(C)], Some(&none)).1, [0_usize; 0]);
     }
 
     #[test]
-    fn of_a_master_that_was_alone_only_heirs_are_successors() {
-        let alone = ShardState { solo: true, ..state() };
-        assert_eq!(why(|_| {}, &alone), format!("{A} took writes alone that it does not have"));
-        assert_eq!(why(|_| {}, &ShardState { heirs: vec![B.into()], ..alone }), "eligible");
+    fn until_a_successor_stands_the_master_before_it_may_lead_whoever_its_heirs_are() {
+        let coming = ShardState {
+            phase: super::super::Phase::Promoting,
+            master: B.into(),
+            from: A.into(),
+            heirs: vec![B.into()],
+            solo: true,
+            ..state()
+        };
+        let master = MemberNode { role: Role::Master, ..node(A, 1200) };
+        let third = MemberNode { master: String::new(), ..node(C, 1000) };
+        let (verdicts, order) = of(&[master, node(B, 1150), third], Some(&coming));
+        assert_eq!(order, [0, 1]);
+        assert_eq!(verdicts[2], Verdict::Out(format!("it did not keep up with {A}")));
     }
 
     #[test]

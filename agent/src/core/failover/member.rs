@@ -24,7 +24,7 @@ use log::Level;
 
 use super::{
     Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Outcome, Phase, RequestId,
-    Role, ShardPlan, ShardState, View, Wish,
+    Role, ShardPlan, ShardState, Timing, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
@@ -36,7 +36,8 @@ pub use report::{MemberReport, ShardReport};
 
 /// Candidates that know of one another let their offsets arrive, after a release.
 const SETTLE: Duration = Duration::from_millis(30);
-/// How long the siblings of a new master may take to follow it before they count as stale.
+/// How long a replica may be away from its master, or behind it, before it is no heir any more: what is lost of a crash
+/// is no older. Also how long the siblings of a new master may take to follow it.
 const HEIRS_FOR: Duration = Duration::from_secs(5);
 /// A target of a handover looks this often whether it has all data.
 const HANDOVER_LOOK: Duration = Duration::from_millis(2);
@@ -135,10 +136,6 @@ pub struct Member {
     writing: Option<Purpose>,
     /// Since when there is no lock.
     lock_gone: Option<Instant>,
-    /// Its link was down for too long while there was a master to copy.
-    stale: bool,
-    /// When it was last not known that there is one.
-    led_not: Option<Instant>,
 
     /// The session in which we hold the lock.
     lock_session: Option<i64>,
@@ -163,6 +160,8 @@ pub struct Member {
     view_at: Instant,
     /// How far a master's data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
     marks: VecDeque<(Instant, i64)>,
+    /// When each of a master's replicas was last seen to keep up.
+    kept_up: BTreeMap<String, Instant>,
     /// When its server was last told whom to follow: what was seen before is of no use.
     turned: Option<Instant>,
     asked_at: Instant,
@@ -179,20 +178,14 @@ pub struct Member {
     begun: Instant,
     /// When we became the master.
     led_since: Instant,
-    /// A failover's alert goes on until the shard has its replicas back.
-    unsettled: bool,
+    /// The alerts that go on, with their summaries.
+    alerts: BTreeMap<&'static str, String>,
     /// The bytes of the former master's history that are known to be lost.
     lost_bytes: Option<u64>,
     /// The former master takes no writes, and its own agent said so: no need to wait.
     free: bool,
     /// How far the data was when it was last seen, and its keys.
     last_figures: Option<(i64, u64)>,
-    /// Its configuration differs from the leader's.
-    drifts: bool,
-    /// It was told that nobody leads.
-    masterless: bool,
-    /// It was told that the session's timeout leaves too short a lease.
-    lease_short: bool,
     /// A wish that is to be written into `state`.
     wish: Option<Intent>,
     /// What became of a wish that never came into `state`.
@@ -232,8 +225,6 @@ impl Member {
             next_request: 0,
             writing: None,
             lock_gone: None,
-            stale: false,
-            led_not: None,
             lock_session: None,
             lease_until: None,
             failsafe_until: None,
@@ -247,6 +238,7 @@ impl Member {
             view: None,
             view_at: now.at,
             marks: VecDeque::new(),
+            kept_up: BTreeMap::new(),
             turned: None,
             asked_at: now.at,
             next_look: now.at,
@@ -258,13 +250,10 @@ impl Member {
             why: Change::First,
             begun: now.at,
             led_since: now.at,
-            unsettled: false,
+            alerts: BTreeMap::new(),
             lost_bytes: None,
             free: false,
             last_figures: None,
-            drifts: false,
-            masterless: false,
-            lease_short: false,
             wish: None,
             unheard: None,
             heeded: None,
@@ -301,7 +290,6 @@ impl Member {
         }
         self.look();
         self.feed();
-        self.note_staleness();
         self.publish();
         self.expected = self.next_deadline();
         mem::take(&mut self.out)
@@ -485,18 +473,38 @@ impl Member {
     /// Gives an order, after the one that is under way.
     fn order(&mut self, order: Order) {
         if self.running.is_none() {
-            self.send(order);
-        } else if !self.queued.contains(&order) {
-            self.queued.push_back(order);
+            return self.send(order);
         }
+        // What it wants now is the contrary of what waits, or the same.
+        self.queued.retain(|waiting| !waiting.is_about_what(&order));
+        self.queued.push_back(order);
     }
 
     fn send(&mut self, order: Order) {
-        if order == Order::Inspect {
-            self.asked_at = self.now.at;
+        match order {
+            Order::Inspect => self.asked_at = self.now.at,
+            Order::Fence { .. } => self.guard = None,
+            _ => {}
         }
         self.running = Some(order.clone());
-        self.out.push(Command::Order(order));
+        let until = self.now.at + self.time_for(&order);
+        self.out.push(Command::Order { order, until });
+    }
+
+    /// How long an order may take. A fence that comes late is no fence: what is left of its time goes to the kill. To
+    /// take writes comes too late when the lease is over: the fence is up by then, and nobody would put it up again.
+    fn time_for(&self, order: &Order) -> Duration {
+        let Timing { order: limit, fence, .. } = self.plan.timing;
+        match order {
+            Order::Inspect | Order::Follow { .. } => limit,
+            Order::Fence { .. } => limit.min(fence / 2),
+            Order::Promote | Order::Unfence { .. } => match self.lease_ends() {
+                Some(ends) if self.stage.needs_lease() => {
+                    limit.min(ends.saturating_duration_since(self.now.at))
+                }
+                _ => limit,
+            },
+        }
     }
 
     fn is_ordered(&self, order: &Order) -> bool {
@@ -631,19 +639,14 @@ impl Member {
 
     /// That nobody leads for long is told by whoever sees it.
     fn tell_no_master(&mut self) {
-        let for_long = self.lock_gone.filter(|gone| self.now.at >= *gone + self.plan.timing.session * 2);
-        match for_long {
-            Some(_) if self.is_informed() && !self.masterless => {
-                self.masterless = true;
-                let text =
-                    format!("nobody has been the master for {} s", self.plan.timing.session.as_secs() * 2);
+        let long = self.plan.timing.session * 2;
+        match self.lock_gone {
+            Some(gone) if self.now.at >= gone + long && self.is_informed() => {
+                let text = format!("nobody has been the master for {} s", long.as_secs());
                 self.fire("shard-no-master", Severity::Critical, &text);
             }
-            None if self.masterless => {
-                self.masterless = false;
-                self.resolve("shard-no-master", "there is a master");
-            }
-            _ => {}
+            Some(_) => {}
+            None => self.resolve("shard-no-master", "there is a master"),
         }
     }
 
@@ -662,31 +665,18 @@ impl Member {
     }
 
     fn fire(&mut self, what: &'static str, severity: Severity, text: &str) {
-        let summary = format!("shard {}: {text}", self.plan.id());
-        self.out.push(Command::Fire { what, severity, summary });
+        if self.alerts.get(what).is_none_or(|told| told != text) {
+            self.alerts.insert(what, text.to_owned());
+            let summary = format!("shard {}: {text}", self.plan.id());
+            self.out.push(Command::Fire { what, severity, summary });
+        }
     }
 
     fn resolve(&mut self, what: &'static str, text: &str) {
-        let summary = format!("shard {}: {text}", self.plan.id());
-        self.out.push(Command::Resolve { what, summary });
-    }
-
-    /// Its data is stale where its link was down for long although somebody led. Where nobody leads no link can be up.
-    fn note_staleness(&mut self) {
-        let led = self.know.lock.seen.is_some()
-            && self
-                .know
-                .state()
-                .is_some_and(|state| state.phase == Phase::Done && state.master != self.plan.address);
-        if self.returned.is_some() && !(self.connected && led) {
-            self.led_not = Some(self.now.at);
+        if self.alerts.remove(what).is_some() {
+            let summary = format!("shard {}: {text}", self.plan.id());
+            self.out.push(Command::Resolve { what, summary });
         }
-        let Some(view) = &self.view else { return };
-        let led_for = self.led_not.map_or(Duration::MAX, |at| self.now.at.saturating_duration_since(at));
-        let down = view.link_down.min(led_for);
-        self.stale = !view.link_up
-            && view.role == Role::Replica
-            && (self.stale || down > self.plan.timing.session * 2);
     }
 
     /// Its own node, as it is now.
@@ -701,7 +691,6 @@ impl Member {
             role: view.role,
             master: view.master.unwrap_or_default(),
             link: view.link_up,
-            stale: self.stale,
             syncing: view.syncing,
             loading: view.loading || !known,
             replid: view.replid,

@@ -58,10 +58,10 @@ pub struct ShardState {
     /// Its number of keys then.
     #[serde(default)]
     pub keys: u64,
-    /// The master takes writes that nobody else has: no other member is promoted but `heirs`.
+    /// The master takes writes though too few replicas are attached: maybe nobody else has them.
     #[serde(default)]
     pub solo: bool,
-    /// Members that had all of the data when the master became alone, and still may be promoted.
+    /// The members that keep up with the master, but for the last seconds: nobody else may succeed it.
     #[serde(default)]
     pub heirs: Vec<String>,
     /// The master before this one; empty when there was none.
@@ -162,9 +162,6 @@ pub struct MemberNode {
     /// The link to its master is up.
     #[serde(default)]
     pub link: bool,
-    /// The link has been down for so long that its data is stale.
-    #[serde(default)]
-    pub stale: bool,
     /// It takes a whole copy.
     #[serde(default)]
     pub syncing: bool,

@@ -61,7 +61,9 @@ impl Member {
         if state.master == self.plan.address {
             return self.say(Level::Info, format!("it is the recorded master, but {holder} holds the lock"));
         }
-        self.resolve("shard-no-candidate", "there is a master");
+        for over in ["shard-no-candidate", "failover", "shard-solo", "switchover"] {
+            self.resolve(over, "another master stands");
+        }
         let Some(view) = self.view.clone() else { return };
         if view.role == Role::Replica && view.master.as_deref() == Some(&*state.master) {
             self.let_stream_in();

@@ -166,6 +166,10 @@ impl Member {
         while self.marks.get(1).is_some_and(|(at, _)| self.now.at >= *at + HEIRS_FOR) {
             self.marks.pop_front();
         }
+        let ours = |replica: &&Replica| self.plan.members.contains(&replica.address);
+        let up = view.replicas.iter().filter(ours).filter(|replica| self.keeps_up(replica));
+        let up: Vec<String> = up.map(|replica| replica.address.clone()).collect();
+        self.kept_up.extend(up.into_iter().map(|address| (address, self.view_at)));
     }
 
     pub(super) fn has_all_replicas(&self) -> bool {
@@ -214,7 +218,8 @@ impl Member {
         if self.stage.needs_lease() || self.grace_until.is_some() {
             if ends.is_some() && (ends != self.fed || self.feed_anew) {
                 self.fed_before = self.fed;
-                self.out.push(Command::Lease(ends));
+                // First of all: the fencer knows of the lease before an order is given that counts on it.
+                self.out.insert(0, Command::Lease(ends));
                 self.fed = ends;
                 self.feed_anew = false;
             }

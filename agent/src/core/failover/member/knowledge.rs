@@ -190,7 +190,7 @@ pub(super) enum Purpose {
     Release,
     /// The master is alone from now on.
     Solo,
-    /// It is alone no more, or its heirs have become stale.
+    /// It is alone no more, or its heirs are others.
     Settle,
     /// A wish is answered.
     Answer,
@@ -236,9 +236,6 @@ impl Member {
     fn tell_lease(&mut self) {
         let Some(timeout) = self.session.as_ref().map(|facts| facts.timeout) else { return };
         let short = !self.plan.timing.suffices(timeout);
-        if short == std::mem::replace(&mut self.lease_short, short) {
-            return;
-        }
         let seconds = timeout.as_secs_f64();
         if short {
             let text = format!(

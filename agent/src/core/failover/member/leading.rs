@@ -48,7 +48,6 @@ impl Member {
                 Some(bytes) => format!("; {bytes} bytes of its data are lost"),
             };
             self.fire("failover", severity, &format!("{} {how}{lost}", self.plan.address));
-            self.unsettled = true;
         }
         self.resolve("shard-fenced", &format!("{} {how}", self.plan.address));
         self.resolve("shard-no-candidate", &format!("{} {how}", self.plan.address));
@@ -103,40 +102,41 @@ impl Member {
         let attached = u32::try_from(self.attached()).unwrap_or(0);
         let short = attached < self.needed().max(1) && self.plan.members.len() > 1;
         let forget = self.planted == Some(super::Planted::ForgetSolo);
-        let relax = Order::Unfence { min_replicas: 0 };
-        let guard = Order::Unfence { min_replicas: self.needed() };
+        let least = if short { 0 } else { self.needed() };
+        let order = Order::Unfence { min_replicas: least };
         let now = self.may_retry();
-        if short && (state.solo || forget) {
-            if self.guard != Some(0) && now && !self.is_ordered(&relax) {
-                self.order(relax);
-            }
-            let stale = self.now.at >= self.led_since + HEIRS_FOR;
-            let online = self.online();
-            if state.solo && stale && state.heirs != online && self.writing.is_none() {
-                self.put_state(Purpose::Settle, ShardState { heirs: online, ..state.clone() });
-            }
-        } else if short {
+        if short && !state.solo && !forget {
             if self.writing.is_none() {
                 self.say(Level::Warn, "its replicas are gone: it records that it goes on alone".to_owned());
-                let heirs = self.online();
+                let heirs = self.heirs(&[]);
                 self.put_state(Purpose::Solo, ShardState { solo: true, heirs, ..self.with_figures(state) });
             }
-        } else if self.guard != Some(self.needed()) {
-            if now && !self.is_ordered(&guard) {
-                self.order(guard);
+        } else if self.guard != Some(least) {
+            if now && !self.is_ordered(&order) {
+                self.order(order);
             }
-        } else if state.solo && self.writing.is_none() {
-            let next = ShardState { solo: false, heirs: Vec::new(), ..self.with_figures(state) };
-            self.put_state(Purpose::Settle, next);
+        } else if !forget && self.writing.is_none() {
+            let (solo, heirs) = (state.solo && short, self.heirs(&state.heirs));
+            if (solo, &heirs) != (state.solo, &state.heirs) {
+                let next = ShardState { solo, heirs, ..self.with_figures(state) };
+                self.put_state(Purpose::Settle, next);
+            }
         }
     }
 
-    /// The other members that copy its server.
-    fn online(&self) -> Vec<String> {
-        let Some(view) = &self.view else { return Vec::new() };
-        let online =
-            |address: &&String| view.replicas.iter().any(|r| r.address == **address && self.keeps_up(r));
-        self.plan.members.iter().filter(online).cloned().collect()
+    /// The members that may succeed it: those that copy its server and keep up, and of the `former` ones those that did
+    /// so a moment ago. While it is alone a moment is too long.
+    fn heirs(&self, former: &[String]) -> Vec<String> {
+        let Some(view) = &self.view else { return former.to_vec() };
+        let online = |address: &String| {
+            view.replicas.iter().any(|r| r.address == *address && self.keeps_up(r))
+        };
+        let lately = |address: &String| {
+            let since = self.kept_up.get(address).filter(|_| !self.is_alone());
+            self.now.at < since.map_or(self.led_since, |at| self.led_since.max(*at)) + HEIRS_FOR
+        };
+        let heir = |address: &&String| online(address) || former.contains(*address) && lately(address);
+        self.plan.members.iter().filter(heir).cloned().collect()
     }
 
     /// `state` with how far the data is now.
@@ -156,10 +156,7 @@ impl Member {
         if self.has_all_replicas() {
             self.say(Level::Info, format!("it leads epoch {} with all its replicas", state.epoch));
             self.resolve("shard-solo", "the master has its replicas");
-            if self.unsettled {
-                self.unsettled = false;
-                self.resolve("failover", "the shard has its replicas back");
-            }
+            self.resolve("failover", "the shard has its replicas back");
         } else {
             let (attached, others) = (self.attached(), self.plan.members.len() - 1);
             self.say(
@@ -197,14 +194,11 @@ impl Member {
                     "{} differs from the shard's leader in {what}: it is not promoted",
                     self.plan.address
                 );
-                self.drifts = true;
                 self.fire("shard-drift", Severity::Warning, &text);
             }
-            None if self.drifts => {
-                self.drifts = false;
+            None => {
                 self.resolve("shard-drift", &format!("{} has the shard's configuration", self.plan.address));
             }
-            None => {}
         }
     }
 

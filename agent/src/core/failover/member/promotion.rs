@@ -3,7 +3,7 @@
 use log::Level;
 
 use super::{
-    Asked, Change, Command, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState,
+    Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState,
     Stage, View,
 };
 use crate::{
@@ -243,9 +243,6 @@ impl Member {
         }
         debug_assert!(self.lock_session.is_some(), "promotion without the lock");
         self.enter(Stage::Promoting);
-        // The fencer knows of the lease before the order is given.
-        self.out.push(Command::Lease(ends));
-        self.fed = ends;
         if self.role() == Role::Master {
             // It is one already: the first master of a shard, or one from before its agent was started again.
             return self.order(Order::Inspect);
@@ -269,12 +266,12 @@ impl Member {
         if self.running.is_some() || self.lease_ends().is_none_or(|at| at <= self.now.at) {
             return;
         }
-        match &self.view {
-            Some(view) if view.role == Role::Master => {
-                self.enter(Stage::Publishing);
-                self.publish_master();
-            }
-            _ => self.order(Order::Inspect),
+        if self.role() == Role::Master {
+            self.enter(Stage::Publishing);
+            self.publish_master();
+        } else if self.may_retry() {
+            self.order(Order::Inspect);
+            self.later();
         }
     }
 
@@ -323,15 +320,16 @@ impl Member {
         let alone = self.attached() == 0 && self.plan.members.len() > 1;
         let forget = self.planted == Some(Planted::ForgetSolo);
         let shared = |id: &String| [&view.replid, &view.replid2].contains(&id);
-        // Who had not what the last master took alone has it no more now.
-        let barred =
-            |address: &String| state.solo && *address != state.from && !state.heirs.contains(address);
+        // Who did not have what the last master had has no more now.
+        let barred = |address: &String| {
+            !state.replid.is_empty() && *address != state.from && !state.heirs.contains(address)
+        };
         let heir = |address: &String| {
             let node = self.know.members.get(address).and_then(|slot| slot.content());
             let near = |offset: i64| u64::try_from(view.offset - offset).unwrap_or(0) <= self.plan.max_lag;
             *address != self.plan.address
                 && !barred(address)
-                && node.is_some_and(|node| shared(&node.replid) && near(node.offset) && !node.stale)
+                && node.is_some_and(|node| shared(&node.replid) && near(node.offset))
         };
         ShardState {
             replid: view.replid.clone(),
@@ -339,11 +337,7 @@ impl Member {
             offset: view.offset,
             keys: view.keys,
             solo: alone && !forget,
-            heirs: if alone && !forget {
-                self.plan.members.iter().filter(|a| heir(a)).cloned().collect()
-            } else {
-                Vec::new()
-            },
+            heirs: self.plan.members.iter().filter(|address| heir(address)).cloned().collect(),
             ..state.clone()
         }
     }

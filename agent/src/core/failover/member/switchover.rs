@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::{Life, Member, Order, Phase, Purpose, Role, ShardState, Stage, split};
+use super::{Asked, Life, Member, Order, Phase, Purpose, Role, ShardState, Stage, split};
 use crate::core::{
     alert::Severity,
     failover::{
@@ -247,7 +247,6 @@ impl Member {
             offset: view.offset,
             keys: view.keys,
             solo: false,
-            heirs: Vec::new(),
             from: self.plan.address.clone(),
             since_ms: self.now.unix_ms,
             intent: None,
@@ -280,14 +279,27 @@ impl Member {
             return self.follow_successor(&state);
         }
         let overdue = self.now.at >= since + self.handover_limit();
-        if overdue && self.know.lock.fresh && self.may_retry() {
-            if self.know.lock.seen.is_none() && !self.is_locking() {
+        if !self.know.lock.fresh || self.is_asked(&Asked::DropLock) || !self.may_retry() {
+            return;
+        }
+        let mine = self.session.as_ref().map(|facts| facts.session);
+        match self.know.lock.seen.as_ref().map(|seen| Some(seen.owner) == mine) {
+            // An answer was lost: that to its giving the lock back, or that to its taking it again.
+            Some(true) if overdue => {
+                self.lock_is_ours();
+                return self.enter(Stage::Claiming);
+            }
+            Some(true) => self.drop_lock(),
+            None if overdue && !self.is_locking() => {
                 self.say(
                     Level::Warn,
                     format!("{} did not take over: it takes its place again", state.master),
                 );
                 self.take_the_lock();
             }
+            Some(false) | None => {}
+        }
+        if overdue {
             self.later();
         }
     }

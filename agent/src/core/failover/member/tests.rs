@@ -235,7 +235,7 @@ impl World {
                     self.put_member(i, content);
                 }
             }
-            Command::Order(order) => {
+            Command::Order { order, .. } => {
                 let ordered = self.obey(i, order);
                 self.give(i, Input::Ordered(ordered));
             }
