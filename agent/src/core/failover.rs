@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use candidates::{Standing, Verdict};
 pub use member::{Member, MemberReport, Planted, ShardReport};
+use shard::Agreement;
 pub use shard::{
     Change, Config, Handover, HistoryEntry, Intent, IntentKind, LockNode, MemberNode, Outcome, PauseNode,
     Phase, Role, ShardState,

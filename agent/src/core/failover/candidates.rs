@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Config, MemberNode, NOWHERE, Phase, Role, ShardState};
+use super::{Agreement, MemberNode, NOWHERE, Phase, Role, ShardState};
 
 /// A member with what is known of it when a master is to be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +23,14 @@ pub(super) enum Verdict {
 }
 
 /// Judges each of the members, given in order of their addresses. `state` is the last master's, `None` where the shard
-/// never had one; `config` is the shard's agreement. Offsets count only in an election, of those who said theirs for its
+/// never had one; `agreed` is the shard's configuration. Offsets count only in an election, of those who said theirs for its
 /// `round`: what others published may be hours old.
 pub(super) fn judge(
     standings: &[Standing<'_>],
     state: Option<&ShardState>,
-    config: &Config,
+    agreed: &Agreement,
     round: u64,
 ) -> Vec<Verdict> {
-    let hash = config.hash();
     let fresh = |node: &&MemberNode| round > 0 && node.round == round;
     // In an election of a shard with a history, only whoever said so for this election is known to be empty.
     let said = |node: &MemberNode| round == 0 || state.is_none() || node.round == round;
@@ -39,7 +38,7 @@ pub(super) fn judge(
     let no_data = standings.iter().all(|s| s.node.is_some_and(empty));
     let out = |standing: &Standing<'_>| -> Option<String> {
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
-        condition(node, config, &hash).or_else(|| match state {
+        condition(node, agreed).or_else(|| match state {
             Some(state) => history(node, state, no_data),
             None => first(node, standings),
         })
@@ -56,7 +55,7 @@ pub(super) fn judge(
         let known = if state?.replid == node.replid { state?.offset.max(offset) } else { offset };
         let behind = u64::try_from(known - node.offset).unwrap_or(0);
         let whom = if known > offset { "the last master" } else { ahead };
-        (behind > config.max_lag).then(|| format!("offset {behind} behind {whom}"))
+        (behind > agreed.config.max_lag).then(|| format!("offset {behind} behind {whom}"))
     };
     let verdict = |(standing, barred): (&Standing<'_>, Option<String>)| {
         barred.or_else(|| lags(standing)).map_or(Verdict::Eligible, Verdict::Out)
@@ -66,21 +65,21 @@ pub(super) fn judge(
 
 /// Whether a member that could lead has not yet said for this election how far it is: what it last published decides
 /// nothing.
-pub(super) fn is_unsaid(standing: &Standing<'_>, config: &Config, round: u64) -> bool {
-    let unsaid = |node: &MemberNode| node.round != round && condition(node, config, &config.hash()).is_none();
+pub(super) fn is_unsaid(standing: &Standing<'_>, agreed: &Agreement, round: u64) -> bool {
+    let unsaid = |node: &MemberNode| node.round != round && condition(node, agreed).is_none();
     standing.node.is_some_and(unsaid)
 }
 
 /// What a member is in, whatever the shard's history.
-fn condition(node: &MemberNode, config: &Config, hash: &str) -> Option<String> {
+fn condition(node: &MemberNode, agreed: &Agreement) -> Option<String> {
     let reasons = [
         (node.role == Role::Unknown, "its server does not answer"),
         (node.loading, "it loads its data"),
         (node.syncing, "it takes a copy of its master"),
         (node.paused, "it is paused"),
         (node.priority == 0 && node.role == Role::Replica, "its priority is 0"),
-        (node.config != hash, "its configuration differs from the shard's"),
-        (config.fencing && !node.fencer, "it has no fencer"),
+        (node.config != agreed.hash, "its configuration differs from the shard's"),
+        (agreed.config.fencing && !node.fencer, "it has no fencer"),
         (!node.lease, "its session timeout leaves too short a lease"),
     ];
     reasons.iter().find(|(out, _)| *out).map(|(_, why)| (*why).to_owned())
@@ -152,13 +151,16 @@ pub(super) fn rank(standings: &[Standing<'_>], verdicts: &[Verdict], first: bool
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Timing, *};
+    use super::{
+        super::{Config, Timing},
+        *,
+    };
 
     const A: &str = "10.0.0.1:6379";
     const B: &str = "10.0.0.2:6379";
     const C: &str = "10.0.0.3:6379";
 
-    fn config() -> Config {
+    fn agreed() -> Agreement {
         let s = std::time::Duration::from_secs;
         let timing = Timing {
             session: s(30),
@@ -171,7 +173,9 @@ mod tests {
             order: s(1),
         };
         let members = [A, B, C].map(str::to_owned).to_vec();
-        Config { v: 1, members, timing, fencing: true, failsafe: true, max_lag: 100, min_replicas: 1 }
+        let config =
+            Config { v: 1, members, timing, fencing: true, failsafe: true, max_lag: 100, min_replicas: 1 };
+        config.into()
     }
 
     fn node(address: &str, offset: i64) -> MemberNode {
@@ -190,7 +194,7 @@ mod tests {
             offset,
             keys: 7,
             priority: 100,
-            config: config().hash(),
+            config: agreed().hash,
             fencer: true,
             lease: true,
             paused: false,
@@ -222,7 +226,7 @@ mod tests {
     fn of(nodes: &[MemberNode], state: Option<&ShardState>) -> (Vec<Verdict>, Vec<usize>) {
         let standings: Vec<_> =
             nodes.iter().map(|node| Standing { address: &node.address, node: Some(node) }).collect();
-        let verdicts = judge(&standings, state, &config(), 4);
+        let verdicts = judge(&standings, state, &agreed(), 4);
         let order = rank(&standings, &verdicts, state.is_none());
         (verdicts, order)
     }

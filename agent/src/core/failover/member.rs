@@ -23,8 +23,8 @@ use std::{
 use log::Level;
 
 use super::{
-    Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Outcome, Phase, RequestId,
-    Role, ShardPlan, ShardState, Timing, View, Wish,
+    Agreement, Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Outcome, Phase,
+    RequestId, Role, ShardPlan, ShardState, Timing, View, Wish,
     shard::{Change, VERSION, encode},
 };
 use crate::{
@@ -118,6 +118,8 @@ impl Stage {
 #[derive(Debug)]
 pub struct Member {
     plan: ShardPlan,
+    /// The plan's configuration.
+    ours: Agreement,
     planted: Option<Planted>,
     now: Now,
     out: Vec<Command>,
@@ -211,6 +213,7 @@ impl Member {
     pub fn new(now: Now, plan: ShardPlan) -> Member {
         Member {
             know: Knowledge::new(&plan),
+            ours: plan.config().into(),
             plan,
             planted: None,
             now,
@@ -398,6 +401,7 @@ impl Member {
     fn take_plan(&mut self, plan: ShardPlan) {
         if plan.id() == self.plan.id() && plan.address == self.plan.address {
             self.know.members_are(&plan);
+            self.ours = plan.config().into();
             self.plan = plan;
             self.compare_config();
             if self.connected {
@@ -698,7 +702,7 @@ impl Member {
             offset: view.offset,
             keys: view.keys,
             priority: view.priority,
-            config: self.plan.config().hash(),
+            config: self.ours.hash.clone(),
             fencer: self.fencer,
             lease: self.session.as_ref().is_some_and(|facts| self.plan.timing.suffices(facts.timeout)),
             paused: self.is_host_paused(),
@@ -715,12 +719,7 @@ impl Member {
         {
             return;
         }
-        let meaning = |node: &MemberNode| {
-            let (offset, keys) = (i64::from(node.offset > 0), u64::from(node.keys > 0));
-            MemberNode { offset, keys, ..node.clone() }
-        };
-        let same = self.published.as_ref().is_some_and(|last| meaning(last) == meaning(&node));
-        if !same {
+        if !self.published.as_ref().is_some_and(|last| last.means(&node)) {
             self.out.push(Command::Publish(encode(&node)));
             self.published = Some(node);
         }

@@ -183,7 +183,7 @@ pub struct MemberNode {
     /// Lower is preferred, 0 is never promoted.
     #[serde(default)]
     pub priority: u32,
-    /// The hash of its configuration, see [`Config::hash`].
+    /// A hash of its configuration.
     #[serde(default)]
     pub config: String,
     /// A fencer stands by.
@@ -201,6 +201,16 @@ pub struct MemberNode {
     /// The server's version.
     #[serde(default)]
     pub version: String,
+}
+
+impl MemberNode {
+    /// Whether the other says the same: how far the data is counts only as far as there is some.
+    pub(super) fn means(&self, other: &MemberNode) -> bool {
+        let both = |ours: bool, theirs: bool| ours == theirs;
+        both(self.offset > 0, other.offset > 0)
+            && both(self.keys > 0, other.keys > 0)
+            && *self == MemberNode { offset: self.offset, keys: self.keys, ..other.clone() }
+    }
 }
 
 /// Content of `config`: what all members must agree on.
@@ -222,13 +232,21 @@ pub struct Config {
     pub min_replicas: u32,
 }
 
-impl Config {
+/// A configuration with its hash, which is asked for at every step.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "Config")]
+pub(super) struct Agreement {
+    pub(super) config: Config,
     /// A short text that differs where configurations differ (FNV-1a over the JSON).
-    pub fn hash(&self) -> String {
-        let hash = encode(self).iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    pub(super) hash: String,
+}
+
+impl From<Config> for Agreement {
+    fn from(config: Config) -> Agreement {
+        let hash = encode(&config).iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        format!("{hash:016x}")
+        Agreement { config, hash: format!("{hash:016x}") }
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::{
-    Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Purpose, Role, SETTLE, ShardState, Stage,
-    View, Wish, split,
+    Agreement, Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Purpose, Role, SETTLE,
+    ShardState, Stage, View, Wish, split,
 };
 use crate::core::{
     alert::Severity,
@@ -339,23 +339,24 @@ impl Member {
             .iter()
             .map(|(address, slot)| Standing { address, node: slot.content() })
             .collect();
-        let ours = self.plan.config();
-        let config = self.know.config.content().unwrap_or(&ours);
-        let verdicts = candidates::judge(&standings, state, config, self.round);
+        let verdicts = candidates::judge(&standings, state, self.agreement(), self.round);
         (standings, verdicts)
+    }
+
+    /// The shard's configuration, as its leader has it.
+    pub(super) fn agreement(&self) -> &Agreement {
+        self.know.config.content().unwrap_or(&self.ours)
     }
 
     /// When it is our turn, by our place among the candidates.
     pub(super) fn turn(&self, since: Instant) -> Instant {
         let state = self.know.state();
         let (standings, mut verdicts) = self.standings(state);
-        let ours = self.plan.config();
-        let config = self.know.config.content().unwrap_or(&ours);
         // What it said as the master is over; it may stand again when it has something to say.
         let given_up = state.filter(|state| state.phase == Phase::Released).map(|state| &*state.master);
         let mut awaited = false;
         for (standing, verdict) in standings.iter().zip(&mut verdicts) {
-            let unsaid = candidates::is_unsaid(standing, config, self.round);
+            let unsaid = candidates::is_unsaid(standing, self.agreement(), self.round);
             if given_up == Some(standing.address)
                 && standing.node.is_some_and(|node| node.round != self.round)
             {
@@ -416,9 +417,7 @@ impl Member {
         let (mut standings, _) = self.standings(state);
         let place = standings.iter().position(|standing| standing.address == self.plan.address)?;
         standings[place].node = Some(&own);
-        let ours = self.plan.config();
-        let config = self.know.config.content().unwrap_or(&ours);
-        match candidates::judge(&standings, state, config, self.round).swap_remove(place) {
+        match candidates::judge(&standings, state, self.agreement(), self.round).swap_remove(place) {
             Verdict::Eligible => None,
             Verdict::Out(why) => Some(why),
         }

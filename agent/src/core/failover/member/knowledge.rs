@@ -10,7 +10,7 @@ use crate::{
     core::{
         alert::Severity,
         failover::{
-            Command, Config, HistoryEntry, LockNode, MemberNode, PauseNode, Planted, RequestId, ShardPlan,
+            Agreement, Command, HistoryEntry, LockNode, MemberNode, PauseNode, Planted, RequestId, ShardPlan,
             ShardState,
             shard::{HISTORY_AT_MOST, VERSION, decode, encode},
         },
@@ -97,7 +97,7 @@ impl<T> Slot<T> {
 pub(super) struct Knowledge {
     pub(super) state: Slot<ShardState>,
     pub(super) lock: Slot<LockNode>,
-    pub(super) config: Slot<Config>,
+    pub(super) config: Slot<Agreement>,
     pub(super) pause: Slot<PauseNode>,
     /// The host's own pause.
     pub(super) host_pause: Slot<PauseNode>,
@@ -171,7 +171,7 @@ pub(super) enum Asked {
     /// The session that held it when the request was made: an answer of another one says nothing.
     DropLock,
     PutState(Purpose, Box<ShardState>),
-    PutConfig(Box<Config>),
+    PutConfig,
     PutHistory,
     PutPause,
     PutHostPause,
@@ -294,7 +294,7 @@ impl Member {
         match asked {
             Asked::State | Asked::PutState(..) => self.plan.path("state"),
             Asked::Lock | Asked::TakeLock | Asked::DropLock => self.plan.path("lock"),
-            Asked::Config | Asked::PutConfig(_) => self.plan.path("config"),
+            Asked::Config | Asked::PutConfig => self.plan.path("config"),
             Asked::Pause | Asked::PutPause => self.plan.path("pause"),
             Asked::HostPause | Asked::PutHostPause => self.host_pause_path(),
             Asked::History | Asked::PutHistory => self.plan.path("history"),
@@ -379,8 +379,10 @@ impl Member {
             (Asked::TakeLock, answer) => self.lock_answered(&answer),
             (Asked::DropLock, answer) => self.lock_dropped(&answer),
             (Asked::PutState(purpose, state), answer) => self.state_answered(purpose, *state, &answer),
-            (Asked::PutConfig(config), Answer::Written(version)) => self.know.config.wrote(*config, version),
-            (Asked::PutConfig(_) | Asked::PutHistory | Asked::PutPause | Asked::PutHostPause, _) => {}
+            (Asked::PutConfig, Answer::Written(version)) => {
+                self.know.config.wrote(self.ours.clone(), version);
+            }
+            (Asked::PutConfig | Asked::PutHistory | Asked::PutPause | Asked::PutHostPause, _) => {}
             // A reading that failed is repeated with the next connection, or the next beat.
             _ => self.reread = Some(self.now.at + self.plan.timing.beat),
         }
@@ -483,20 +485,16 @@ impl Member {
 
     /// The leader's configuration is the shard's.
     pub(super) fn write_config(&mut self) {
-        let config = self.plan.config();
         let slot = &self.know.config;
-        if !slot.fresh
-            || slot.content() == Some(&config)
-            || self.asked.values().any(|a| matches!(a, Asked::PutConfig(_)))
-        {
+        if !slot.fresh || slot.content() == Some(&self.ours) || self.is_asked(&Asked::PutConfig) {
             return;
         }
-        let (path, content) = (self.plan.path("config"), encode(&config));
+        let (path, content) = (self.plan.path("config"), encode(&self.ours.config));
         let request = match &slot.seen {
             None => Request::Create { path, node: Node { mode: Mode::Persistent, content } },
             Some(seen) => Request::Write { path, content, version: seen.version },
         };
-        self.request(Asked::PutConfig(Box::new(config)), request);
+        self.request(Asked::PutConfig, request);
     }
 
     /// Adds a change to the history. It is for people: where it cannot be written it is missing.

@@ -128,9 +128,8 @@ impl Member {
     /// so a moment ago. While it is alone a moment is too long.
     fn heirs(&self, former: &[String]) -> Vec<String> {
         let Some(view) = &self.view else { return former.to_vec() };
-        let online = |address: &String| {
-            view.replicas.iter().any(|r| r.address == *address && self.keeps_up(r))
-        };
+        let online =
+            |address: &String| view.replicas.iter().any(|r| r.address == *address && self.keeps_up(r));
         let lately = |address: &String| {
             let since = self.kept_up.get(address).filter(|_| !self.is_alone());
             self.now.at < since.map_or(self.led_since, |at| self.led_since.max(*at)) + HEIRS_FOR
@@ -185,11 +184,10 @@ impl Member {
 
     /// Rule 10: the odd one is told of.
     pub(super) fn compare_config(&mut self) {
-        let ours = self.plan.config();
-        let theirs = self.know.config.content().cloned().filter(|_| !self.stage.needs_lease());
-        match theirs.filter(|theirs| *theirs != ours) {
+        let theirs = self.know.config.content().filter(|_| !self.stage.needs_lease());
+        match theirs.filter(|theirs| **theirs != self.ours) {
             Some(theirs) => {
-                let what = difference(&theirs, &ours);
+                let what = difference(&theirs.config, &self.ours.config);
                 let text = format!(
                     "{} differs from the shard's leader in {what}: it is not promoted",
                     self.plan.address

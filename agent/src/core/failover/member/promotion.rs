@@ -3,8 +3,8 @@
 use log::Level;
 
 use super::{
-    Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState,
-    Stage, View,
+    Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState, Stage,
+    View,
 };
 use crate::{
     core::failover::shard::{Outcome, VERSION},
@@ -192,8 +192,7 @@ impl Member {
         if self.free {
             return self.make_master();
         }
-        let config = self.know.config.content();
-        if config.is_none_or(|config| config.failsafe) {
+        if self.agreement().config.failsafe {
             self.enter(Stage::Detaching);
         } else {
             self.enter(Stage::Withdrawn { until: self.now.at + self.plan.timing.tick });
