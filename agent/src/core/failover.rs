@@ -39,8 +39,8 @@ use crate::shell::registry::{Answer, Request, SessionFacts};
 /// this port of its own host. It is a read-only replica then, on every version of redis, and keeps its data.
 pub const NOWHERE: (&str, u16) = ("127.0.0.1", 1);
 
-/// A fence lasts this long and is renewed in time.
-pub const FENCE_FOR: Duration = Duration::from_secs(3600);
+/// A fence lasts this long and is renewed in time. Redis counts it by the wall clock, which may be set ahead at any time.
+pub const FENCE_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a member needs to know of its shard and host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +134,8 @@ pub struct Replica {
     pub online: bool,
     /// What it acknowledged, in bytes.
     pub offset: i64,
-    /// How long ago, in whole seconds, as redis counts: at most so many and one more.
+    /// How long ago, in whole seconds, as redis counts: at most so many and one more. `u64::MAX` where that makes no
+    /// sense, as after its host's clock was set back.
     pub lag_s: u64,
 }
 
@@ -233,6 +234,8 @@ pub enum Input {
     Ordered(Ordered),
     /// Whether a fencer stands by for this server.
     Fencer(bool),
+    /// The fencer fences the server, or just did: it may have taken the lease for over when a new one was on its way.
+    Fenced,
     /// An operator's wish, given to this agent; refused wishes are answered by the error of [`Member::wish`].
     Wish(Wish),
     /// New settings.

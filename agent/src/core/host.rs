@@ -130,6 +130,9 @@ impl Core {
             Event::Fencer { id, armed } => self.with_shards(now, &mut actions, |shards, means| {
                 shards.give(id, Input::Fencer(armed), means);
             }),
+            Event::Fenced { id } => {
+                self.with_shards(now, &mut actions, |shards, means| shards.give(id, Input::Fenced, means))
+            }
             event => self.instance(event, now, &mut actions),
         }
         for action in &mut actions {

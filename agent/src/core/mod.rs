@@ -294,6 +294,11 @@ pub enum Event {
         /// It does.
         armed: bool,
     },
+    /// The fencer fences an instance, or just did.
+    Fenced {
+        /// Which.
+        id: InstanceId,
+    },
     /// Something outside the core's sight began to go wrong.
     Trouble {
         /// A stable key.

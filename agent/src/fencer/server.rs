@@ -25,7 +25,7 @@ use super::{
     socket::{Connection, Progress, has_room, listen_at},
     syslog::Syslog,
     table::{Phase, Step, Table},
-    wire::{Answer, Arm, FRAME_AT_MOST, Fencing, Lease, Message, ProcessId, Refusal},
+    wire::{Answer, Arm, FRAME_AT_MOST, Fencing, Message, ProcessId, Refusal},
 };
 
 /// The most servers that are guarded.
@@ -141,10 +141,13 @@ impl Server {
     /// The epoll is broken.
     pub fn turn(&mut self) -> io::Result<bool> {
         self.wait()?;
-        // A lease that has arrived counts even where its predecessor has just run out.
         for at in 0..self.events.len() {
             let event = self.events[at];
             self.take(Source::of(event.data));
+        }
+        // A lease that has arrived counts even where its predecessor has just run out.
+        if self.table.next_deadline().is_some_and(|at| at <= monotonic()) {
+            self.hear();
         }
         let now = monotonic();
         while let Some(step) = self.table.due(now) {
@@ -246,24 +249,19 @@ impl Server {
             Some(Message::Arm(arm)) => self.arm(&arm),
             Some(Message::Lease(key, lease)) => {
                 if let Some(index) = self.table.find(key) {
-                    self.lease(index, lease);
+                    self.table.lease(index, lease, monotonic());
                 }
             }
             Some(Message::Disarm(key)) => {
-                if let Some(index) = self.table.find(key) {
+                let index = self.table.find(key);
+                if let Some(index) = index {
                     self.forget(index);
                 }
+                self.tell(&Answer::Disarmed(key, index.is_some()));
             }
             Some(Message::Ping) => self.tell(&Answer::Pong),
             Some(Message::Retire) => self.retired = true,
             None => self.agent_gone(),
-        }
-    }
-
-    fn lease(&mut self, index: usize, lease: Lease) {
-        self.table.lease(index, lease, monotonic());
-        if self.table.entry(index).is_some_and(|entry| entry.phase == Phase::Fed) {
-            self.slots[index].connection = None;
         }
     }
 
@@ -278,7 +276,7 @@ impl Server {
             return self.tell(&Answer::Refused(arm.key, why));
         }
         self.table.arm(index, arm);
-        self.lease(index, arm.lease);
+        self.table.lease(index, arm.lease, monotonic());
         self.tell(&Answer::Armed(arm.key, arm.process));
         let told = match self.table.entry(index).map(|entry| entry.phase) {
             Some(Phase::Fencing { .. }) => Fencing::Begun,
@@ -389,8 +387,12 @@ impl Server {
 
     fn ended(&mut self, index: usize, as_expected: bool) {
         self.slots[index].connection = None;
-        if as_expected {
-            self.report(index, Fencing::Fenced);
+        let fed = self.table.entry(index).is_some_and(|entry| entry.phase == Phase::Fed);
+        match () {
+            () if as_expected => self.report(index, Fencing::Fenced),
+            // A lease came meanwhile; what was sent may work all the same.
+            () if fed => self.report(index, Fencing::Begun),
+            () => {}
         }
         if let Some(step) = self.table.answered(index, as_expected, monotonic()) {
             self.act(step);

@@ -105,6 +105,8 @@ pub enum Answer<'a> {
     Fencing(&'a [u8], Fencing),
     /// The process is gone, and with it what was armed.
     Gone(&'a [u8], ProcessId),
+    /// It stands by no longer; whether it did.
+    Disarmed(&'a [u8], bool),
 }
 
 /// A frame being written.
@@ -287,6 +289,7 @@ impl<'a> Answer<'a> {
             Answer::Refused(key, _) => (3, key),
             Answer::Fencing(key, _) => (4, key),
             Answer::Gone(key, _) => (5, key),
+            Answer::Disarmed(key, _) => (6, key),
         };
         let mut frame = Frame::new(kind);
         frame.text(key, KEY_AT_MOST);
@@ -295,6 +298,7 @@ impl<'a> Answer<'a> {
             Answer::Armed(_, process) | Answer::Gone(_, process) => drop(frame.process(process)),
             Answer::Refused(_, why) => drop(frame.put(&[why as u8])),
             Answer::Fencing(_, how) => drop(frame.put(&[how as u8])),
+            Answer::Disarmed(_, was_armed) => drop(frame.put(&[u8::from(was_armed)])),
         }
         frame
     }
@@ -309,6 +313,7 @@ impl<'a> Answer<'a> {
             3 => Answer::Refused(cursor.key()?, refusal(cursor.byte()?)?),
             4 => Answer::Fencing(cursor.key()?, fencing(cursor.byte()?)?),
             5 => Answer::Gone(cursor.key()?, cursor.process()?),
+            6 => Answer::Disarmed(cursor.key()?, cursor.byte()? == 1),
             _ => return None,
         };
         cursor.end(answer)
@@ -362,6 +367,7 @@ mod tests {
             Answer::Refused(b"a", Refusal::Full),
             Answer::Fencing(b"a", Fencing::Killed),
             Answer::Gone(b"a", PROCESS),
+            Answer::Disarmed(b"a", true),
         ];
         for answer in answers {
             assert_eq!(Answer::decode(answer.encode().bytes()), Some(answer));

@@ -33,8 +33,7 @@ use crate::{
         SOCKET_NAME, SOCKET_PREFIX, SOCKET_SUFFIX, monotonic,
         socket::address_in,
         wire::{
-            Answer, Arm, EXPECT_AT_MOST, FRAME_AT_MOST, Fencing, KEY_AT_MOST, Lease, Message, ProcessId,
-            SEND_AT_MOST,
+            Answer, Arm, EXPECT_AT_MOST, FRAME_AT_MOST, KEY_AT_MOST, Lease, Message, ProcessId, SEND_AT_MOST,
         },
     },
 };
@@ -109,7 +108,7 @@ pub struct Fencer {
     /// Fencers of other versions may be there.
     others: bool,
     news: VecDeque<(InstanceId, bool)>,
-    fenced: VecDeque<(InstanceId, Fencing)>,
+    fenced: VecDeque<InstanceId>,
 }
 
 impl Fencer {
@@ -230,9 +229,9 @@ impl Fencer {
         self.news.pop_front()
     }
 
-    /// What the fencer did to an instance. One that holds a lease all the same, because it arrived in the very moment,
-    /// has to be released from the fence.
-    pub fn fenced(&mut self) -> Option<(InstanceId, Fencing)> {
+    /// An instance that the fencer fences, or just did. One that holds a lease all the same, because it arrived in the
+    /// very moment, has to be released from the fence.
+    pub fn fenced(&mut self) -> Option<InstanceId> {
         self.fenced.pop_front()
     }
 
@@ -412,7 +411,7 @@ impl Fencer {
             }
             Answer::Fencing(_, how) => {
                 log::error!("the lease of {} ran out, the fencer acts: {how:?}", guarded.key);
-                self.fenced.push_back((*id, how));
+                self.fenced.push_back(*id);
                 return;
             }
             _ => return,

@@ -195,6 +195,9 @@ impl Orders {
         while let Some((id, armed)) = self.fencer.news() {
             self.events.push_back(Event::Fencer { id, armed });
         }
+        while let Some(id) = self.fencer.fenced() {
+            self.events.push_back(Event::Fenced { id });
+        }
     }
 
     fn ended(&mut self, poll: &mut Poll, id: InstanceId, matter: Matter, outcome: Outcome) {

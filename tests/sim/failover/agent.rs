@@ -57,6 +57,8 @@ pub(super) struct Fencer {
     pub(super) pid: u32,
     pub(super) until: Option<Micros>,
     serial: u64,
+    /// It has sent a fence that was not answered.
+    fencing: bool,
 }
 
 fn micros(duration: std::time::Duration) -> Micros {
@@ -475,37 +477,71 @@ impl World {
             return;
         }
         fencer.until = until;
-        fencer.serial = serial;
+        (fencer.serial, fencer.fencing) = (serial, false);
         if let Some(until) = until {
-            let quick = self.dice.percent(80);
-            let patience = micros(self.timing().fence);
-            let slow = if quick { 2 * MS } else { patience };
-            let delay = self.dice.within(0..slow.max(1));
+            let delay = self.fencers_delay();
             self.later(until.saturating_sub(t) + delay, Happening::LeaseEnds { host, serial });
         }
     }
 
+    /// It connects and is answered in no time; where all is slow it has half the time for each.
+    fn fencers_delay(&mut self) -> Micros {
+        let slow = if self.dice.percent(80) { MS } else { micros(self.timing().fence) / 2 };
+        self.dice.within(0..slow.max(1))
+    }
+
     pub(super) fn lease_ends(&mut self, host: usize, serial: u64) {
-        let (wall, t) = (self.wall(host), self.t);
+        let t = self.t;
         let pid = self.hosts[host].redis.pid;
         let fencer = &self.hosts[host].fencer;
         if !fencer.alive || fencer.serial != serial || fencer.pid != pid || pid == 0 {
             return;
         }
         let until = fencer.until.unwrap_or(t);
+        self.hosts[host].fencer.fencing = true;
         let patience = micros(self.timing().fence);
         self.log(|| format!("!! host {host}: the fencer fences"));
-        let redis = &mut self.hosts[host].redis;
-        if redis.stopped {
-            let left = (until + patience).saturating_sub(t);
-            return self.later(left, Happening::FencerKills { host, pid, serial });
+        self.tell_of_fence(host);
+        let left = (until + patience).saturating_sub(t);
+        self.later(left, Happening::FencerKills { host, pid, serial });
+        let delay = self.fencers_delay();
+        self.later(delay.min(left), Happening::FenceIn { host, pid });
+    }
+
+    /// Once sent it is carried out, even if a lease comes meanwhile.
+    pub(super) fn fence_in(&mut self, host: usize, pid: u32) {
+        let wall = self.wall(host);
+        let h = &mut self.hosts[host];
+        if h.redis.pid != pid || !h.fencer.alive {
+            return;
         }
-        redis.pause(wall + super::redis::HOUR);
-        self.hosts[host].unguarded = false;
+        if h.redis.stopped {
+            return h.redis.fence_waits();
+        }
+        self.log(|| format!("!! host {host}: redis is fenced"));
+        let h = &mut self.hosts[host];
+        h.redis.pause(wall + super::redis::LONG);
+        h.unguarded = false;
+        h.fencer.fencing = false;
+        self.tell_of_fence(host);
+    }
+
+    fn tell_of_fence(&mut self, host: usize) {
+        let life = self.hosts[host].life;
+        let delay = self.dice.within(50..2 * MS);
+        self.later(delay, Happening::FenceTold { host, life });
+    }
+
+    /// It waits in the agent's socket until the agent is there for it.
+    pub(super) fn fence_told(&mut self, host: usize, life: u32) {
+        if self.hosts[host].life == life {
+            self.tell(host, Input::Fenced);
+        }
     }
 
     pub(super) fn fencer_kills(&mut self, host: usize, pid: u32, serial: u64) {
-        if self.hosts[host].fencer.alive && self.hosts[host].fencer.serial == serial {
+        let fencer = &self.hosts[host].fencer;
+        if fencer.alive && fencer.serial == serial && fencer.fencing {
             self.dies(host, pid);
         }
     }

@@ -342,7 +342,8 @@ impl World {
             }
             Flaky => self.hosts[host].flaky = t + long,
             WallJump => {
-                let by = i64::try_from(self.dice.within(SECOND..7200 * SECOND)).unwrap_or(0);
+                let most = if self.dice.percent(50) { 5 * SECOND } else { 7200 * SECOND };
+                let by = i64::try_from(self.dice.within(SECOND / 2..most)).unwrap_or(0);
                 self.hosts[host].wall += if self.dice.percent(50) { by } else { -by };
             }
             OrdersLost => self.hosts[host].orders_lost = t + long,

@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, mem};
 
-use yagent::core::failover::{NOWHERE, Order, Ordered, Replica, Role, View};
+use yagent::core::failover::{FENCE_FOR, NOWHERE, Order, Ordered, Replica, Role, View};
 
 use super::{
     replication::{Link, LinkState, Replicated},
@@ -17,8 +17,8 @@ use crate::{
     world::{MS, Micros, SECOND},
 };
 
-/// In microseconds of a wall clock.
-pub(super) const HOUR: i64 = 3_600_000_000;
+/// How long a fence lasts, in microseconds of a wall clock.
+pub(super) const LONG: i64 = FENCE_FOR.as_micros() as i64;
 /// `min-slaves-max-lag`.
 const GOOD_LAG_S: i64 = 10;
 /// What a write is in the stream.
@@ -102,6 +102,7 @@ pub(super) enum Of {
 #[derive(Debug)]
 enum Waiting {
     Order(Sent),
+    Fence,
     Write,
 }
 
@@ -173,6 +174,11 @@ impl Redis {
 
     pub(super) fn pause(&mut self, until: i64) {
         self.pause_until = Some(self.pause_until.map_or(until, |before| before.max(until)));
+    }
+
+    /// It is stopped: it takes the fence when it goes on.
+    pub(super) fn fence_waits(&mut self) {
+        self.waiting.push_back(Waiting::Fence);
     }
 
     pub(super) fn is_paused(&self, wall: i64) -> bool {
@@ -301,6 +307,7 @@ impl World {
         for what in waiting {
             match what {
                 Waiting::Order(order) => self.order_in(host, pid, order),
+                Waiting::Fence => self.fence_in(host, pid),
                 Waiting::Write => {
                     self.take_write(host);
                 }
@@ -407,7 +414,7 @@ impl World {
                 self.follow(host, of);
             }
             Order::Fence { long } => {
-                let until = wall + i64::try_from(long.as_micros()).unwrap_or(HOUR);
+                let until = wall + i64::try_from(long.as_micros()).unwrap_or(LONG);
                 self.hosts[host].redis.pause(until);
             }
             Order::Unfence { min_replicas } => {
@@ -466,7 +473,7 @@ impl World {
             address: self.setting.plans[r.host].address.clone(),
             online: r.online,
             offset: r.acked,
-            lag_s: u64::try_from(wall.div_euclid(1_000_000) - r.acked_s).unwrap_or(0),
+            lag_s: u64::try_from(wall.div_euclid(1_000_000) - r.acked_s).unwrap_or(u64::MAX),
         };
         let is_master = redis.of == Of::Nobody;
         View {

@@ -74,6 +74,10 @@ pub(super) enum Happening {
     Overdue { host: usize, life: u32, serial: u64 },
     /// A lease that the fencer was told of ends.
     LeaseEnds { host: usize, serial: u64 },
+    /// What the fencer sends reaches its redis.
+    FenceIn { host: usize, pid: u32 },
+    /// The agent hears that the fencer fences.
+    FenceTold { host: usize, life: u32 },
     /// The fencer has come to its end of patience.
     FencerKills { host: usize, pid: u32, serial: u64 },
     /// A fencer stands by for a process.
@@ -330,6 +334,8 @@ impl World {
             }
             Happening::Overdue { host, life, serial } => self.overdue(host, life, serial),
             Happening::LeaseEnds { host, serial } => self.lease_ends(host, serial),
+            Happening::FenceIn { host, pid } => self.fence_in(host, pid),
+            Happening::FenceTold { host, life } => self.fence_told(host, life),
             Happening::FencerKills { host, pid, serial } => self.fencer_kills(host, pid, serial),
             Happening::Armed { host, life, pid } => self.armed(host, life, pid),
             Happening::FencerBack { host, life } => self.fencer_back(host, life),

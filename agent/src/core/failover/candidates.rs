@@ -39,7 +39,7 @@ pub(super) fn judge(
     let out = |standing: &Standing<'_>| -> Option<String> {
         let Some(node) = standing.node else { return Some("no agent speaks for it".to_owned()) };
         condition(node, agreed).or_else(|| match state {
-            Some(state) => history(node, state, no_data),
+            Some(state) => history(node, state, &agreed.config.members, no_data),
             None => first(node, standings),
         })
     };
@@ -104,17 +104,18 @@ fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
 }
 
 /// Whether it has what the last master had.
-fn history(node: &MemberNode, state: &ShardState, no_data: bool) -> Option<String> {
+fn history(node: &MemberNode, state: &ShardState, members: &[String], no_data: bool) -> Option<String> {
     let recorded = node.address == state.master;
     // Until its successor is published the former one is a master by right: nobody uses the other.
     let former = state.phase == Phase::Promoting && node.address == state.from;
     if node.role == Role::Master && !recorded && !former {
         return Some("it is a master that nobody made".to_owned());
     }
+    // Masters may have died one after another before it followed the last: it may still follow one of those.
     let nowhere = format!("{}:{}", NOWHERE.0, NOWHERE.1);
-    let masters = [&state.master, &state.from, &nowhere];
-    if node.role == Role::Replica && !node.master.is_empty() && !masters.contains(&&node.master) {
-        return Some(format!("it follows {}", node.master));
+    let stranger = !node.master.is_empty() && node.master != nowhere && !members.contains(&node.master);
+    if node.role == Role::Replica && stranger {
+        return Some(format!("it follows {}, which is none of the shard", node.master));
     }
     if no_data {
         return None;
@@ -254,7 +255,7 @@ mod tests {
             (|n| n.fencer = false, "it has no fencer"),
             (|n| n.lease = false, "its session timeout leaves too short a lease"),
             (|n| n.role = Role::Master, "it is a master that nobody made"),
-            (|n| n.master = "10.9.9.9:1".into(), "it follows 10.9.9.9:1"),
+            (|n| n.master = "10.9.9.9:1".into(), "it follows 10.9.9.9:1, which is none of the shard"),
             (|n| n.keys = 0, "it is empty"),
             (|n| n.replid = "other".into(), "its data is of another history"),
             (|n| n.offset = 0, "it never had the master's data"),

@@ -150,9 +150,13 @@ pub struct Member {
     fed: Option<Instant>,
     /// What it knows is not known: it is told even where it needs to know nothing.
     feed_anew: bool,
-    /// What it was told before that.
-    fed_before: Option<Instant>,
     fencer: bool,
+    /// The fencer acted since the last order was given.
+    fenced_meanwhile: bool,
+    /// Both clocks at the last step.
+    clock: Now,
+    /// When the wall clock was found to have been set back.
+    set_back: Option<Instant>,
     /// When the fence must be renewed.
     renew_fence: Option<Instant>,
 
@@ -234,8 +238,10 @@ impl Member {
             grace_until: None,
             fed: None,
             feed_anew: false,
-            fed_before: None,
             fencer: false,
+            fenced_meanwhile: false,
+            clock: now,
+            set_back: None,
             renew_fence: None,
             life: Life::Dead,
             view: None,
@@ -280,7 +286,7 @@ impl Member {
         let late = self.expected.is_some_and(|at| now.at > at + self.plan.timing.beat * 2);
         self.now = now;
         self.hurry = None;
-        self.doubt_late_feeding();
+        self.watch_clock();
         self.take(input);
         self.read_again();
         self.watch_lease();
@@ -389,6 +395,8 @@ impl Member {
             Input::Server(life) => self.take_life(life),
             Input::Ordered(ordered) => self.take_ordered(ordered),
             Input::Fencer(there) => self.take_fencer(there),
+            // Whether its server takes writes is not known.
+            Input::Fenced => (self.guard, self.fenced_meanwhile) = (None, true),
             Input::Wish(wish) => {
                 if let Err(why) = self.accept_wish(wish) {
                     self.log(Level::Warn, format!("the wish is refused: {why}"));
@@ -466,9 +474,10 @@ impl Member {
                 let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
                 self.fire("fencer-down", Severity::Warning, &text);
             }
-            // A new fencer knows of no lease, or of the last one.
+            // A new fencer knows of no lease, or of the last one; what the one before did is not known.
             self.fed = None;
             self.feed_anew = true;
+            (self.guard, self.fenced_meanwhile) = (None, true);
         }
     }
 
@@ -490,6 +499,7 @@ impl Member {
             Order::Fence { .. } => self.guard = None,
             _ => {}
         }
+        self.fenced_meanwhile = false;
         self.running = Some(order.clone());
         let until = self.now.at + self.time_for(&order);
         self.out.push(Command::Order { order, until });

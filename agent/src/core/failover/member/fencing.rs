@@ -1,12 +1,11 @@
 //! The lease: until when its server may take writes, and what happens when it may no longer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
 use super::{
-    Command, FENCE_FOR, HEIRS_FOR, Life, Member, Order, Ordered, Phase, Role, SETTLE, Stage,
-    switchover::Handing,
+    Command, FENCE_FOR, HEIRS_FOR, Life, Member, Order, Ordered, Phase, Role, Stage, switchover::Handing,
 };
 use crate::core::{
     alert::Severity,
@@ -15,6 +14,11 @@ use crate::core::{
 
 /// A replica that acknowledged so long ago, in whole seconds, still counts as attached for the second fence.
 const ATTACHED_LAG_S: u64 = 4;
+/// A wall clock that lost so much against the monotonic one between two looks was set back, in milliseconds.
+const CLOCK_SLIPS_MS: u64 = 250;
+/// So long after that, what was acknowledged before looks old again: set back by more than [`OLDEST_ACK`] and a beat, the
+/// clock would make it look as if it came from the future, and that is never believed.
+const CLOCK_HEALS: Duration = Duration::from_secs(6);
 
 impl Member {
     /// Until when its server may be a master.
@@ -100,8 +104,9 @@ impl Member {
 
     pub(super) fn unfenced(&mut self, min_replicas: u32, ordered: &Ordered) {
         match ordered {
-            Ordered::Done(_) => self.guard = Some(min_replicas),
-            Ordered::Unsupported => self.guard = Some(min_replicas),
+            // Whether it came before the fence or after it is not known.
+            _ if self.fenced_meanwhile => self.guard = None,
+            Ordered::Done(_) | Ordered::Unsupported => self.guard = Some(min_replicas),
             Ordered::Failed(why) => {
                 self.guard = None;
                 let text = format!("its server did not take the order to allow writes: {why}");
@@ -122,10 +127,23 @@ impl Member {
         };
         let others = self.plan.members.iter().filter(|address| **address != self.plan.address);
         let all = others.clone().count() > 0 && others.clone().all(attached);
-        if self.plan.failsafe && view.role == Role::Master && all {
+        let sure = self.set_back.is_none_or(|at| self.view_at >= at + CLOCK_HEALS);
+        if self.plan.failsafe && view.role == Role::Master && all && sure {
             let until = self.view_at + self.plan.timing.beat;
             self.failsafe_until = Some(self.failsafe_until.map_or(until, |before| before.max(until)));
         }
+    }
+
+    /// Redis counts by the wall clock when a replica acknowledged. One that was set back makes what is old look new, until
+    /// the replicas have acknowledged again.
+    pub(super) fn watch_clock(&mut self) {
+        let elapsed = self.now.at.saturating_duration_since(self.clock.at);
+        let expected =
+            self.clock.unix_ms.saturating_add(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        if self.now.unix_ms + CLOCK_SLIPS_MS < expected {
+            self.set_back = Some(self.now.at);
+        }
+        self.clock = self.now;
     }
 
     /// A server that was not started by us is a master, and we do not know by whose leave.
@@ -204,20 +222,11 @@ impl Member {
         }
     }
 
-    /// What was commanded last is done by now. If the lease before it was over by then the fencer may have been faster,
-    /// and whether the server takes writes is not known.
-    pub(super) fn doubt_late_feeding(&mut self) {
-        if self.fed_before.take().is_some_and(|until| until <= self.now.at + SETTLE) {
-            self.guard = None;
-        }
-    }
-
     /// Tells the fencer what it must know.
     pub(super) fn feed(&mut self) {
         let ends = self.lease_ends();
         if self.stage.needs_lease() || self.grace_until.is_some() {
             if ends.is_some() && (ends != self.fed || self.feed_anew) {
-                self.fed_before = self.fed;
                 // First of all: the fencer knows of the lease before an order is given that counts on it.
                 self.out.insert(0, Command::Lease(ends));
                 self.fed = ends;
