@@ -106,7 +106,8 @@ impl Place {
 
     fn agent(&self) -> Agent {
         let fencer = Fencer::new(self.state_dir(), programs::yagent());
-        Agent { poll: Poll::new().unwrap(), fencer, news: Vec::new(), fenced: Vec::new() }
+        let (news, fenced, disarmed) = (Vec::new(), Vec::new(), Vec::new());
+        Agent { poll: Poll::new().unwrap(), fencer, news, fenced, disarmed }
     }
 }
 
@@ -123,6 +124,7 @@ struct Agent {
     fencer: Fencer,
     news: Vec<(InstanceId, bool)>,
     fenced: Vec<(InstanceId, Fencing)>,
+    disarmed: Vec<String>,
 }
 
 impl Agent {
@@ -164,6 +166,7 @@ impl Agent {
         self.fencer.tick(&mut self.poll, Instant::now());
         self.news.extend(std::iter::from_fn(|| self.fencer.news()));
         self.fenced.extend(std::iter::from_fn(|| self.fencer.fenced()));
+        self.disarmed.extend(std::iter::from_fn(|| self.fencer.disarmed()));
     }
 
     fn until(&mut self, what: &str, accept: impl Fn(&Agent) -> bool) {
@@ -240,6 +243,50 @@ fn an_agent_that_only_arms_does_not_loosen_the_lease_of_the_one_before() {
     drop(agent);
     place.agent().stand_by(&mut place, &server, PAUSE);
     no_write_after(&writes, until + WITHIN);
+}
+
+#[test]
+fn a_lease_that_comes_in_the_midst_of_a_fence_ends_in_word_of_the_fence() {
+    let (mut place, server) = (Place::new(), Server::redis());
+    let mut agent = place.agent();
+    agent.stand_by(&mut place, &server, PAUSE);
+    agent.lease(&server);
+    signal(server.pid(), Signal::STOP);
+    agent.until("it is being fenced", |agent| agent.fenced.contains(&(server.id(), Fencing::Begun)));
+    agent.fencer.lease(server.id(), Some(Instant::now() + DEADLINE));
+    signal(server.pid(), Signal::CONT);
+    agent.until("the agent is told", |agent| agent.fenced.contains(&(server.id(), Fencing::Fenced)));
+    releases(&server);
+}
+
+#[test]
+fn a_fencer_that_comes_late_reads_what_it_was_told_before_it_judges() {
+    let (mut place, server) = (Place::new(), Server::redis());
+    let mut agent = place.agent();
+    let pid = agent.stand_by(&mut place, &server, PAUSE);
+    let first = agent.lease(&server);
+    signal(pid, Signal::STOP);
+    agent.until("the lease is over", |_| Instant::now() > first);
+    let until = Instant::now() + 3 * LEASE;
+    agent.fencer.lease(server.id(), Some(until));
+    signal(pid, Signal::CONT);
+    agent.until("it is fenced", |agent| !agent.fenced.is_empty());
+    assert!(Instant::now() >= until, "by the lease that was over");
+}
+
+#[test]
+fn what_the_next_agent_does_not_guard_is_let_go() {
+    let (mut place, server) = (Place::new(), Server::redis());
+    let mut agent = place.agent();
+    agent.stand_by(&mut place, &server, PAUSE);
+    let (writes, until) = (server.writes(), agent.lease(&server));
+    drop(agent);
+    let mut next = place.agent();
+    next.fencer.let_go(&mut next.poll, format!("redis:{}", server.port));
+    next.until("the fencer had it", |agent| !agent.disarmed.is_empty());
+    next.until("the time for a fence is over", |_| *writes.lock().unwrap() > until + LEASE);
+    next.fencer.let_go(&mut next.poll, "redis:1".to_owned());
+    assert_eq!(next.disarmed, [format!("redis:{}", server.port)]);
 }
 
 #[test]

@@ -93,6 +93,17 @@ impl Shard {
         })
     }
 
+    /// It is a member no more: it takes writes, and asks for no replicas.
+    fn takes_writes_alone(&self, index: usize) {
+        wait::until("it takes writes", || {
+            let mut redis = self.redis(index);
+            let mut answer = |words: &[&str]| redis.call(words).map_err(|e| e.to_string());
+            let least = answer(&["CONFIG", "GET", "min-slaves-to-write"])?;
+            let set = answer(&["SET", "b", "1"])?;
+            wait::check(least.ends_with('0') && set == "OK", || format!("{least}, {set}"))
+        });
+    }
+
     fn run(&self, index: usize, words: &[&str]) -> Output {
         self.hosts[index].run(words)
     }
@@ -244,5 +255,27 @@ fn servers_that_ran_alone_become_a_shard_by_a_reload_and_the_data_stays() {
         assert_eq!(host.reload()["ok"], true);
         assert_eq!(host.status().0["shards"], Value::Array(Vec::new()));
     }
-    assert_eq!(shard.redis(1).call(&["SET", "b", "1"]).unwrap(), "OK");
+    shard.takes_writes_alone(1);
+}
+
+#[test]
+fn a_server_taken_out_of_its_shard_while_no_agent_ran_is_not_fenced_for_ever() {
+    let mut shard = Shard::of(2);
+    let (master, other) = (shard.wait_ready(), 1 - shard.wait_ready());
+    let pid = shard.hosts[master].status().pids();
+    shard.hosts[master].kill9();
+    shard.hosts[master].ini.set("redis", "peers", "");
+    shard.hosts[master].launch();
+    shard.hosts[master].wait_up();
+    assert_eq!(shard.hosts[master].status().pids(), pid, "it was adopted");
+    shard.takes_writes_alone(master);
+    // The other one leads when the session is over; the fencer's lease was over before.
+    wait::until("the other one leads", || {
+        let report = report(&shard.hosts[other]).unwrap_or_default();
+        wait::check(
+            report["state"]["phase"] == "done" && report["state"]["master"] == shard.address(other),
+            || report.to_string(),
+        )
+    });
+    shard.takes_writes_alone(master);
 }

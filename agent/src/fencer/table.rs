@@ -11,7 +11,7 @@ use super::{
 /// How often a fence that holds is renewed, in nanoseconds.
 const RENEW_AFTER: u64 = FENCE_FOR.as_nanos() as u64 / 2;
 /// How long after a renewal failed it is tried again, in nanoseconds: the fence still holds.
-const RENEW_AGAIN: u64 = 3600_000_000_000;
+const RENEW_AGAIN: u64 = 3_600_000_000_000;
 
 /// A text of bounded length.
 #[derive(Clone, Debug)]

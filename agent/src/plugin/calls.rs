@@ -184,6 +184,12 @@ impl Plugin {
         &self.0.description
     }
 
+    /// Whether it has the hooks of failovers.
+    #[must_use]
+    pub fn fails_over(&self) -> bool {
+        self.0.failover.is_some()
+    }
+
     /// Whether its engine has replication.
     #[must_use]
     pub fn has_failover(&self) -> bool {

@@ -349,7 +349,12 @@ impl EventLoop {
     fn spawned(&mut self, report: Report) {
         match report {
             Report::Started { id, pid, pidfd, adopted } => match self.watch(id, pid, pidfd) {
-                Ok(()) => self.events.push_back(Event::Started { id, pid, adopted }),
+                Ok(()) => {
+                    self.events.push_back(Event::Started { id, pid, adopted });
+                    if adopted.is_some() {
+                        self.let_stranger_go(id);
+                    }
+                }
                 Err(e) => {
                     let why = NotStarted::Failed(format!("cannot watch pid {pid}: {e}"));
                     self.events.push_back(Event::NotStarted { id, why });
@@ -384,6 +389,12 @@ impl EventLoop {
             self.hear_session();
             while let Some(event) = self.orders.event() {
                 self.events.push_back(event);
+            }
+            while let Some(id) = self.orders.stranger() {
+                if let Some(pid) = self.processes.get(&id).map(|process| process.pid) {
+                    self.lead_orders_to(id, pid);
+                    self.orders.part(&mut self.poll, id);
+                }
             }
             while let Some(event) = self.events.pop_front() {
                 self.step(event);
@@ -486,8 +497,8 @@ impl EventLoop {
     fn open_orders(&mut self, id: InstanceId, line: Option<(Line, SocketAddr)>) {
         let shards = self.engine(id.engine).and_then(|engine| engine.shards.as_ref());
         match (line, shards.map(|shards| shards.timing.fence)) {
-            (Some((line, address)), Some(within)) => {
-                let key = format!("{}:{}", self.core.engine_name(id.engine), id.port);
+            (Some((line, address)), within) => {
+                let (key, within) = (self.key(id), within.unwrap_or_default());
                 self.orders.open(&mut self.poll, id, key, line, address, within);
             }
             _ => self.orders.close(&mut self.poll, id),
@@ -499,19 +510,36 @@ impl EventLoop {
         let running: Vec<(InstanceId, Pid)> = self.processes.iter().map(|(id, it)| (*id, it.pid)).collect();
         for (id, pid) in running {
             match self.engine(id.engine).map(|engine| engine.shards.is_some()) {
-                Some(true) if !self.orders.leads_to(id) => {
-                    let nowhere = (NOWHERE.0.to_owned(), NOWHERE.1);
-                    match self.prepare(id, Some(&nowhere)) {
-                        Ok((_, orders, _, _)) => self.open_orders(id, orders),
-                        Err(why) => log::error!("no orders can be given to port {}: {why}", id.port),
-                    }
-                    self.orders.process(&mut self.poll, id, Some(pid));
-                }
-                Some(false) => self.orders.close(&mut self.poll, id),
+                Some(true) if !self.orders.leads_to(id) => self.lead_orders_to(id, pid),
+                Some(false) => self.orders.part(&mut self.poll, id),
                 // One whose engine was taken out must be fenced as long as it lives.
                 _ => {}
             }
         }
+    }
+
+    fn lead_orders_to(&mut self, id: InstanceId, pid: Pid) {
+        let nowhere = (NOWHERE.0.to_owned(), NOWHERE.1);
+        match self.prepare(id, Some(&nowhere)) {
+            Ok((_, orders, _, _)) => self.open_orders(id, orders),
+            Err(why) => log::error!("no orders can be given to port {}: {why}", id.port),
+        }
+        self.orders.process(&mut self.poll, id, Some(pid));
+    }
+
+    /// A server that runs already and is no member may be guarded all the same, if it was one when the agent last ran.
+    fn let_stranger_go(&mut self, id: InstanceId) {
+        let fails_over =
+            |engine: &EngineSettings| self.plugins.get(&engine.engine).is_some_and(Plugin::fails_over);
+        if self.engine(id.engine).is_some_and(|engine| engine.shards.is_none() && fails_over(engine)) {
+            let key = self.key(id);
+            self.orders.let_go(&mut self.poll, id, key);
+        }
+    }
+
+    /// Its name for people: `redis:16379`.
+    fn key(&self, id: InstanceId) -> String {
+        format!("{}:{}", self.core.engine_name(id.engine), id.port)
     }
 
     #[expect(clippy::type_complexity, reason = "what a start needs, taken apart at once")]

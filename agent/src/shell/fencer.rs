@@ -33,7 +33,8 @@ use crate::{
         SOCKET_NAME, SOCKET_PREFIX, SOCKET_SUFFIX, monotonic,
         socket::address_in,
         wire::{
-            Answer, Arm, EXPECT_AT_MOST, FRAME_AT_MOST, KEY_AT_MOST, Lease, Message, ProcessId, SEND_AT_MOST,
+            Answer, Arm, EXPECT_AT_MOST, FRAME_AT_MOST, Fencing, KEY_AT_MOST, Lease, Message, ProcessId,
+            SEND_AT_MOST,
         },
     },
 };
@@ -108,7 +109,9 @@ pub struct Fencer {
     /// Fencers of other versions may be there.
     others: bool,
     news: VecDeque<(InstanceId, bool)>,
-    fenced: VecDeque<InstanceId>,
+    fenced: VecDeque<(InstanceId, Fencing)>,
+    /// What it stood by for until it was told not to.
+    disarmed: VecDeque<String>,
 }
 
 impl Fencer {
@@ -126,6 +129,7 @@ impl Fencer {
             others: true,
             news: VecDeque::new(),
             fenced: VecDeque::new(),
+            disarmed: VecDeque::new(),
         }
     }
 
@@ -163,6 +167,17 @@ impl Fencer {
         }
         self.let_go.push_back(guarded.key);
         self.send_all();
+    }
+
+    /// A former agent may have had it guarded, and this one does not: a fencer that is there lets it go.
+    pub fn let_go(&mut self, poll: &mut Poll, key: String) {
+        self.let_go.push_back(key);
+        self.tick(poll, Instant::now());
+    }
+
+    /// What the fencer stood by for until it was told to let it go.
+    pub fn disarmed(&mut self) -> Option<String> {
+        self.disarmed.pop_front()
     }
 
     /// Until when it may take writes; `None`: it is no master. Sent before this returns, unless the socket is full.
@@ -229,9 +244,9 @@ impl Fencer {
         self.news.pop_front()
     }
 
-    /// An instance that the fencer fences, or just did. One that holds a lease all the same, because it arrived in the
-    /// very moment, has to be released from the fence.
-    pub fn fenced(&mut self) -> Option<InstanceId> {
+    /// What the fencer does to an instance. One that holds a lease all the same, because it arrived in the very moment,
+    /// has to be released from the fence.
+    pub fn fenced(&mut self) -> Option<(InstanceId, Fencing)> {
         self.fenced.pop_front()
     }
 
@@ -393,6 +408,9 @@ impl Fencer {
     }
 
     fn heard(&mut self, answer: &Answer<'_>) {
+        if let Answer::Disarmed(key, true) = *answer {
+            return self.disarmed.push_back(String::from_utf8_lossy(key).into_owned());
+        }
         let (Answer::Armed(key, _)
         | Answer::Refused(key, _)
         | Answer::Fencing(key, _)
@@ -411,7 +429,7 @@ impl Fencer {
             }
             Answer::Fencing(_, how) => {
                 log::error!("the lease of {} ran out, the fencer acts: {how:?}", guarded.key);
-                self.fenced.push_back(*id);
+                self.fenced.push_back((*id, how));
                 return;
             }
             _ => return,

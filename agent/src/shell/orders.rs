@@ -19,7 +19,7 @@ use crate::core::{
     failover::{FENCE_FOR, Order, Ordered},
 };
 
-/// How long a rehearsal may take.
+/// How long a rehearsal may take, and a parting.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// How far the fencer is with a process.
@@ -31,6 +31,8 @@ enum Readiness {
     Rehearsing,
     /// The fencer was told.
     Told,
+    /// It is a member no more: what keeps its server from taking writes is undone, and that is all.
+    Parting,
 }
 
 #[derive(Debug)]
@@ -54,13 +56,15 @@ struct Desk {
 pub struct Orders {
     desks: HashMap<InstanceId, Desk>,
     fencer: Fencer,
+    /// Servers that were adopted and are no members, by their keys, as far as a former agent may have seen that otherwise.
+    strangers: HashMap<String, InstanceId>,
     events: VecDeque<Event>,
 }
 
 impl Orders {
     /// None yet.
     pub fn new(fencer: Fencer) -> Orders {
-        Orders { desks: HashMap::new(), fencer, events: VecDeque::new() }
+        Orders { desks: HashMap::new(), fencer, strangers: HashMap::new(), events: VecDeque::new() }
     }
 
     /// What the core is to be told next.
@@ -90,6 +94,7 @@ impl Orders {
         within: Duration,
     ) {
         self.close(poll, id);
+        self.strangers.retain(|_, stranger| *stranger != id);
         let readiness = Readiness::Unrehearsed;
         let desk = Desk { line, address, within, key, pid: None, readiness, running: None, waiting: None };
         self.desks.insert(id, desk);
@@ -97,7 +102,7 @@ impl Orders {
 
     /// Whether orders can be given to it.
     pub fn leads_to(&self, id: InstanceId) -> bool {
-        self.desks.contains_key(&id)
+        self.desks.get(&id).is_some_and(|desk| desk.readiness != Readiness::Parting)
     }
 
     /// It is a member no more.
@@ -106,13 +111,48 @@ impl Orders {
         self.desks.remove(&id);
     }
 
+    /// It is a member no more and its server goes on: it takes writes again, whoever fenced it, however few replicas it
+    /// has.
+    pub fn part(&mut self, poll: &mut Poll, id: InstanceId) {
+        let Some(desk) = self.desks.get_mut(&id).filter(|desk| desk.readiness != Readiness::Parting) else {
+            return;
+        };
+        desk.line.hang_up(poll);
+        (desk.running, desk.waiting, desk.readiness) = (None, None, Readiness::Parting);
+        log::info!("{} is a member of no shard any more: it takes writes as it is", desk.key);
+        self.fencer.disarm(id);
+        self.tell_fencers_news();
+        let deadline = Instant::now() + REHEARSAL_LIMIT;
+        self.begin(poll, id, Matter::Order(Order::Unfence { min_replicas: 0 }), deadline);
+    }
+
+    fn parted(&mut self, poll: &mut Poll, id: InstanceId) {
+        if let Some(mut desk) = self.desks.remove(&id) {
+            desk.line.hang_up(poll);
+        }
+    }
+
+    /// A server that was adopted is no member. It may have been one of a former agent's.
+    pub fn let_go(&mut self, poll: &mut Poll, id: InstanceId, key: String) {
+        self.fencer.let_go(poll, key.clone());
+        self.strangers.insert(key, id);
+    }
+
+    /// One that was indeed: give it a line and let it part.
+    pub fn stranger(&mut self) -> Option<InstanceId> {
+        std::iter::from_fn(|| self.fencer.disarmed()).find_map(|key| self.strangers.remove(&key))
+    }
+
     /// Its process, or that there is none any more.
     pub fn process(&mut self, poll: &mut Poll, id: InstanceId, pid: Option<Pid>) {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         desk.pid = pid;
-        desk.readiness = Readiness::Unrehearsed;
         if pid.is_some() {
+            desk.readiness = Readiness::Unrehearsed;
             return;
+        }
+        if desk.readiness == Readiness::Parting {
+            return self.parted(poll, id);
         }
         desk.line.hang_up(poll);
         let orders = [
@@ -195,7 +235,7 @@ impl Orders {
         while let Some((id, armed)) = self.fencer.news() {
             self.events.push_back(Event::Fencer { id, armed });
         }
-        while let Some(id) = self.fencer.fenced() {
+        while let Some((id, _)) = self.fencer.fenced() {
             self.events.push_back(Event::Fenced { id });
         }
     }
@@ -204,6 +244,12 @@ impl Orders {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         desk.running = None;
         let answers = matches!(outcome, Outcome::Obeyed(_));
+        if desk.readiness == Readiness::Parting {
+            if !answers {
+                log::error!("{} may still be kept from taking writes: {outcome:?}", desk.key);
+            }
+            return self.parted(poll, id);
+        }
         match &matter {
             Matter::Rehearsal => self.rehearsed(poll, id, &outcome),
             _ => self.events.push_back(Event::Ordered { id, ordered: ordered(outcome) }),

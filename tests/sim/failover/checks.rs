@@ -176,9 +176,11 @@ impl World {
         }
     }
 
-    /// How old a write may be, at the last one, that an automatic promotion loses.
-    fn grace(&self) -> Micros {
-        2 * micros(self.setting.timing.session) + 10 * SECOND
+    /// How old a write may be, at the last one, that an automatic promotion loses: a member that does not keep up is
+    /// an heir for 5 s and keeps up when it has what was there 5 s before; and a master that cannot say that any more
+    /// has its lease.
+    pub(super) fn grace(&self) -> Micros {
+        micros(self.setting.timing.session) + 12 * SECOND
     }
 
     // Writes

@@ -29,6 +29,8 @@ enum Kind {
     CutPair,
     /// Answers of the registry come late, then nothing reaches it.
     SlowCut,
+    /// Its replicas are cut off, and long after that it dies.
+    Forsaken,
     EnsembleDown,
     Expire,
     Break,
@@ -111,6 +113,8 @@ const AT_A_TIME: &[Kind] = &[
     PauseHost,
     Resume,
     CrashAll,
+    Forsaken,
+    Forsaken,
 ];
 const AT_A_STEP: &[Kind] = &[
     Crash,
@@ -174,11 +178,19 @@ struct Fault {
     long: Micros,
     /// A step that sets it off, after the time and so many like it.
     step: Option<(Step, u32)>,
+    /// Whom it is to strike; else whoever is there by then.
+    aim: Option<usize>,
     /// Whom it struck, and another one.
     host: usize,
     other: usize,
     ready: bool,
     lasts: bool,
+}
+
+impl Fault {
+    fn new(kind: Kind, long: Micros, step: Option<(Step, u32)>, aim: Option<usize>) -> Fault {
+        Fault { kind, long, step, aim, host: 0, other: 0, ready: false, lasts: false }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -233,7 +245,8 @@ impl World {
                 _ => self.dice.within(session..3 * session),
             };
             let at = self.dice.within(from..until);
-            self.faults.all.push(Fault { kind, long, step, host: 0, other: 0, ready: false, lasts: false });
+            let fault = Fault::new(kind, long, step, None);
+            self.faults.all.push(fault);
             self.later(at, Happening::Strikes(self.faults.all.len() - 1));
         }
     }
@@ -264,7 +277,7 @@ impl World {
             self.faults.waiting += 1;
             return;
         }
-        let host = self.victim();
+        let host = fault.aim.unwrap_or_else(|| self.victim());
         self.strike_host(index, host);
     }
 
@@ -356,17 +369,20 @@ impl World {
                 self.slow(host, 0, late);
                 // Once a late answer is on its way nothing more goes out.
                 let after = self.dice.within(session / 6..session);
-                self.faults.all.push(Fault {
-                    kind: CutToRegistry,
-                    long: long.max(2 * session),
-                    step: None,
-                    host,
-                    other,
-                    ready: false,
-                    lasts: false,
-                });
+                let fault =
+                    Fault { host, other, ..Fault::new(CutToRegistry, long.max(2 * session), None, None) };
+                self.faults.all.push(fault);
                 let cut = self.faults.all.len() - 1;
                 self.later(after, Happening::Heals(cut));
+            }
+            Forsaken => {
+                self.cut(index, true);
+                let end = if self.dice.percent(50) { Crash } else { HostCrash };
+                self.faults.all.push(Fault::new(end, long, None, Some(host)));
+                let after = self.grace() + self.dice.within(0..4 * SECOND);
+                self.faults.until = self.faults.until.max(t + after + 2 * SECOND);
+                self.later(after, Happening::Strikes(self.faults.all.len() - 1));
+                return self.later(after + SECOND, Happening::Heals(index));
             }
             Switchover | Force | Pause | PauseHost | Resume => self.wish(kind, long),
             CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn
@@ -409,7 +425,7 @@ impl World {
             change(&mut self.hosts[host].from_registry);
         }
         for peer in (0..self.hosts.len()).filter(|peer| *peer != host) {
-            let all = matches!(kind, CutAll | CutReplicas) || (kind == CutPair && peer == other);
+            let all = matches!(kind, CutAll | CutReplicas | Forsaken) || (kind == CutPair && peer == other);
             if all || kind == CutOut {
                 change(&mut self.cuts[host][peer]);
             }
@@ -475,7 +491,7 @@ impl World {
         self.log(|| format!("!! {kind:?} at host {host} is over"));
         match kind {
             CutAll | CutRegistry | CutToRegistry | CutFromRegistry | CutReplicas | CutOut | CutIn
-            | CutPair => {
+            | CutPair | Forsaken => {
                 self.cut(index, false);
             }
             Slow | SlowCut => (self.hosts[host].slow_up, self.hosts[host].slow_down) = (0, 0),

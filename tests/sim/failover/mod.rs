@@ -31,16 +31,15 @@ use checks::Tally;
 use world::World;
 
 /// How many seeds are run where nothing else is said.
-const SCHEDULES: u64 = 300;
-/// Seeds that once showed a mistake.
-const SEEDS: &[u64] = &[];
+const SCHEDULES: u64 = 20_000;
 
-const BUGS: [Planted; 5] = [
-    Planted::SkipVersionCheck,
-    Planted::PublishBeforeWithdrawal,
-    Planted::LeaseFromReply,
-    Planted::RestartMasterEmpty,
-    Planted::ForgetSolo,
+/// Each with how it shows: it is not found by anything else that goes wrong.
+const BUGS: [(Planted, &str); 5] = [
+    (Planted::SkipVersionCheck, "the epoch goes back"),
+    (Planted::PublishBeforeWithdrawal, "takes a write although host"),
+    (Planted::LeaseFromReply, "takes a write although host"),
+    (Planted::RestartMasterEmpty, "lost its data and goes on as the master"),
+    (Planted::ForgetSolo, "of writes"),
 ];
 
 /// How long the shard may take to be well with the faults gone.
@@ -55,7 +54,9 @@ fn mended_within(world: &World) -> Micros {
 fn simulate(seed: u64, planted: Option<Planted>, verbose: bool) -> Result<Tally, String> {
     let mut world = World::new(seed, planted, verbose);
     world.log(|| format!("{:#?}", world.setting));
-    world.run_until(world.faults.until);
+    while world.t < world.faults.until && world.checks.violation.is_none() {
+        world.run_until(world.faults.until);
+    }
     world.calm_down();
     let limit = world.t + mended_within(&world);
     while world.checks.violation.is_none() {
@@ -77,8 +78,14 @@ fn simulate(seed: u64, planted: Option<Planted>, verbose: bool) -> Result<Tally,
     }
 }
 
-/// Runs the seeds on two processors, until so many have failed.
-fn simulate_all(from: u64, seeds: u64, planted: Option<Planted>, enough: usize) -> (Tally, u64, Vec<String>) {
+/// Runs the seeds on all processors, until so many have failed in this way.
+fn simulate_all(
+    from: u64,
+    seeds: u64,
+    planted: Option<Planted>,
+    how: &str,
+    enough: usize,
+) -> (Tally, u64, Vec<String>) {
     let (next, failed) = (AtomicU64::new(from), AtomicU64::new(0));
     let work = || {
         let (mut tally, mut runs, mut failures) = (Tally::default(), 0, Vec::new());
@@ -90,6 +97,7 @@ fn simulate_all(from: u64, seeds: u64, planted: Option<Planted>, enough: usize) 
             runs += 1;
             match simulate(seed, planted, false) {
                 Ok(one) => tally += one,
+                Err(failure) if !failure.contains(how) => {}
                 Err(failure) => {
                     failed.fetch_add(1, Ordering::Relaxed);
                     failures.push(failure);
@@ -115,15 +123,14 @@ fn simulate_all(from: u64, seeds: u64, planted: Option<Planted>, enough: usize) 
 /// `YAGENT_SIM_PLANTED=ForgetSolo` replays a seed with that bug.
 fn planted() -> Option<Planted> {
     let name = std::env::var("YAGENT_SIM_PLANTED").ok()?;
-    BUGS.into_iter().find(|bug| format!("{bug:?}") == name)
+    BUGS.into_iter().map(|(bug, _)| bug).find(|bug| format!("{bug:?}") == name)
 }
 
 #[test]
-#[ignore = "by hand, with --profile sim: not every planted bug is found in a short run yet"]
 fn each_planted_bug_is_found() {
     let most = number("YAGENT_SIM_SCHEDULES").unwrap_or(SCHEDULES);
-    for bug in BUGS {
-        let (_, runs, failures) = simulate_all(0, most, Some(bug), 1);
+    for (bug, how) in BUGS {
+        let (_, runs, failures) = simulate_all(0, most, Some(bug), how, 1);
         println!("{bug:?}: found in {runs} schedules: {failures:?}");
         assert!(!failures.is_empty(), "{bug:?} is not found in {runs} schedules");
     }
@@ -135,12 +142,10 @@ fn a_shard_survives_its_faults() {
         simulate(seed, planted(), true).unwrap_or_else(|what| panic!("{what}"));
         return;
     }
-    for seed in SEEDS {
-        simulate(*seed, None, false).unwrap_or_else(|what| panic!("{what}"));
-    }
     let begun = Instant::now();
     let schedules = number("YAGENT_SIM_SCHEDULES").unwrap_or(SCHEDULES);
-    let (tally, runs, failures) = simulate_all(number("YAGENT_SIM_FROM").unwrap_or(0), schedules, None, 200);
+    let (tally, runs, failures) =
+        simulate_all(number("YAGENT_SIM_FROM").unwrap_or(0), schedules, None, "", 200);
     println!("{runs} schedules in {:.1} s: {tally:?}", begun.elapsed().as_secs_f64());
     assert!(
         failures.is_empty(),
