@@ -26,6 +26,8 @@ struct Write {
     at: Micros,
     /// The master was alone on record: only these members might still be promoted, as bits.
     heirs: Option<u32>,
+    /// Its master was not published yet: no client knew of it.
+    early: bool,
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +140,7 @@ impl World {
             let (kept, lost) =
                 self.checks.writes.iter().partition(|write| histories.contains(data, write.place));
             self.checks.writes = kept;
+            self.checks.writes.iter_mut().for_each(|write| write.early = false);
             lost
         };
         if lost.is_empty() {
@@ -161,7 +164,7 @@ impl World {
         // It had that, and its own crash lost it.
         let before = self.hosts[host].redis.before;
         let had = |write: &Write| before.is_some_and(|before| self.histories.contains(before, write.place));
-        let lost: Vec<Write> = lost.into_iter().filter(|write| !had(write)).collect();
+        let lost: Vec<Write> = lost.into_iter().filter(|write| !write.early && !had(write)).collect();
         self.log(|| {
             let data = |host: &super::world::Host| (host.redis.pid, host.redis.data, keys(&host.redis));
             format!("== lost {}: {:?}", lost.len(), self.hosts.iter().map(data).collect::<Vec<_>>())
@@ -214,7 +217,7 @@ impl World {
         let heirs = state.map(|state| self.heirs(state));
         if ours || coming {
             self.checks.last_write = self.t;
-            self.checks.writes.push(Write { place, at: self.t, heirs });
+            self.checks.writes.push(Write { place, at: self.t, heirs, early: coming && !ours });
         }
     }
 
@@ -296,6 +299,20 @@ impl World {
     fn is_candidate(&self, host: usize) -> bool {
         let redis = &self.hosts[host].redis;
         let Some(state) = &self.checks.state else { return redis.priority > 0 };
+        let followed = |host: usize| {
+            let redis = &self.hosts[host].redis;
+            let ids = [Some(redis.data.id), redis.second.map(|second| second.id)];
+            ids.into_iter().flatten().any(|id| format!("{id:08x}") == state.replid)
+        };
+        // Whoever did not follow the last master has less than one that did, even where that one lags too much.
+        let after = !followed(host) && (0..self.hosts.len()).any(|h| followed(h) && self.has_data(h, state));
+        let lag = state.offset.max(self.best_offset(&state.replid)) - redis.data.offset;
+        let behind = u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
+        self.has_data(host, state) && !after && !(behind && state.replid == format!("{:08x}", redis.data.id))
+    }
+
+    fn has_data(&self, host: usize, state: &ShardState) -> bool {
+        let redis = &self.hosts[host].redis;
         let recorded = self.host_of(&state.master) == Some(host);
         let keys = self.histories.keys(redis.data);
         let name = format!("{:08x}", redis.data.id);
@@ -303,14 +320,11 @@ impl World {
         let heir = recorded || former || state.heirs.contains(&self.hosts[host].plan.address);
         let nothing = state.replid.is_empty();
         let shares = nothing || heir && [&state.replid, &state.replid2].contains(&&name);
-        let lag = state.offset.max(self.best_offset(&name)) - redis.data.offset;
-        let behind = u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
         redis.pid != 0
             && redis.priority > 0
             && (keys > 0 || state.keys == 0)
             && shares
-            && !(behind && state.replid == name)
-            && (redis.data.offset > 0 || nothing)
+            && (redis.data.offset > 0 || nothing || state.offset <= 0)
     }
 
     fn best_offset(&self, name: &str) -> i64 {

@@ -133,7 +133,8 @@ fn history(node: &MemberNode, state: &ShardState, members: &[String], no_data: b
         let last = if state.phase == Phase::Promoting { &state.from } else { &state.master };
         return Some(format!("it did not keep up with {last}"));
     }
-    (known && node.offset <= 0).then(|| "it never had the master's data".to_owned())
+    let never = known && node.offset <= 0 && state.offset > 0;
+    never.then(|| "it never had the master's data".to_owned())
 }
 
 /// The order among those who may: who has data, the greatest offset, the lowest priority, the smallest address. Where

@@ -184,6 +184,8 @@ pub struct Member {
     begun: Instant,
     /// When we became the master.
     led_since: Instant,
+    /// When its heirs were still those of its predecessor, or of its agent's former run.
+    heirs_since: Instant,
     /// The alerts that go on, with their summaries.
     alerts: BTreeMap<&'static str, String>,
     /// The bytes of the former master's history that are known to be lost.
@@ -259,6 +261,7 @@ impl Member {
             why: Change::First,
             begun: now.at,
             led_since: now.at,
+            heirs_since: now.at,
             alerts: BTreeMap::new(),
             lost_bytes: None,
             free: false,
@@ -497,6 +500,8 @@ impl Member {
         match order {
             Order::Inspect => self.asked_at = self.now.at,
             Order::Fence { .. } => self.guard = None,
+            // Whether it is one is seen afterwards, not from before.
+            Order::Promote => self.view = None,
             _ => {}
         }
         self.fenced_meanwhile = false;
@@ -530,7 +535,10 @@ impl Member {
         match (&order, ordered) {
             (Order::Inspect, Ordered::Done(Some(view))) => self.take_view(*view),
             (Order::Inspect, _) => self.view = None,
-            (Order::Promote, Ordered::Done(_)) => self.order(Order::Inspect),
+            (Order::Promote, Ordered::Done(_)) => {
+                self.heirs_since = self.now.at;
+                self.order(Order::Inspect);
+            }
             (Order::Promote, ordered) => self.promotion_failed(&ordered),
             (Order::Follow { .. }, ordered) => self.followed(&ordered),
             (Order::Fence { .. }, ordered) => self.fenced(&ordered),

@@ -188,7 +188,7 @@ impl Member {
                 return self.take_offer(state);
             }
             if self.is_recorded_master(state) {
-                return self.claim_our_place(state);
+                return self.claim_our_place();
             }
             if state.master == self.plan.address && state.phase == Phase::Done && self.role() == Role::Replica
             {
@@ -244,7 +244,8 @@ impl Member {
             && view.keys > 0
             && view.replid == state.replid
             && view.offset >= state.offset
-            && !self.has_heirs_present(state);
+            && !self.has_heirs_present(state)
+            && self.unfit(Some(state)).is_none();
         state.master == self.plan.address
             && state.phase == Phase::Done
             && (view.role == Role::Master || reloaded)
@@ -259,7 +260,7 @@ impl Member {
             .any(|(s, verdict)| s.address != self.plan.address && verdict == Verdict::Eligible)
     }
 
-    fn claim_our_place(&mut self, _state: &ShardState) {
+    fn claim_our_place(&mut self) {
         if self.is_host_paused() || (self.plan.fencing && !self.fencer) {
             return self.say(
                 Level::Warn,

@@ -166,6 +166,12 @@ impl Member {
         self.plan.members.iter().filter(|address| **address != self.plan.address).filter(counts).count()
     }
 
+    /// It has all that its master had a while ago, or when its agent first looked.
+    pub(super) fn is_abreast(&self, replica: &Replica) -> bool {
+        let known = self.marks.front().is_some_and(|(_, offset)| replica.offset >= *offset);
+        replica.online && replica.lag_s <= ATTACHED_LAG_S && known
+    }
+
     /// It copies, and has what its master had a while ago: one that is paused acknowledges as well, and gets nothing.
     pub(super) fn keeps_up(&self, replica: &Replica) -> bool {
         let known = self.marks.front().filter(|(at, _)| self.now.at >= *at + HEIRS_FOR);
@@ -185,7 +191,7 @@ impl Member {
             self.marks.pop_front();
         }
         let ours = |replica: &&Replica| self.plan.members.contains(&replica.address);
-        let up = view.replicas.iter().filter(ours).filter(|replica| self.keeps_up(replica));
+        let up = view.replicas.iter().filter(ours).filter(|replica| self.is_abreast(replica));
         let up: Vec<String> = up.map(|replica| replica.address.clone()).collect();
         self.kept_up.extend(up.into_iter().map(|address| (address, self.view_at)));
     }

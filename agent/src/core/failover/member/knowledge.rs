@@ -212,6 +212,10 @@ impl Member {
         self.writing = None;
         self.know.reset();
         self.lock_gone = None;
+        if self.stage == Stage::Locking {
+            // Nobody waits for the answer any more. If it is ours after all, its owner tells.
+            self.enter(Stage::Following);
+        }
         self.read_what_is_unknown();
     }
 

@@ -126,15 +126,14 @@ impl Member {
 
     /// The members that may succeed it: those that copy its server and keep up, and of the `former` ones those that did
     /// so a moment ago. While it is alone a moment is too long.
-    fn heirs(&self, former: &[String]) -> Vec<String> {
+    pub(super) fn heirs(&self, former: &[String]) -> Vec<String> {
         let Some(view) = &self.view else { return former.to_vec() };
-        let online =
-            |address: &String| view.replicas.iter().any(|r| r.address == *address && self.keeps_up(r));
+        let up = |address: &String| view.replicas.iter().any(|r| r.address == *address && self.is_abreast(r));
         let lately = |address: &String| {
             let since = self.kept_up.get(address).filter(|_| !self.is_alone());
-            self.now.at < since.map_or(self.led_since, |at| self.led_since.max(*at)) + HEIRS_FOR
+            self.now.at < since.map_or(self.heirs_since, |at| self.heirs_since.max(*at)) + HEIRS_FOR
         };
-        let heir = |address: &&String| online(address) || former.contains(*address) && lately(address);
+        let heir = |address: &&String| up(address) || former.contains(*address) && lately(address);
         self.plan.members.iter().filter(heir).cloned().collect()
     }
 

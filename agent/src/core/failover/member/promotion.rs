@@ -71,10 +71,11 @@ impl Member {
             Phase::Promoting if ours && self.role() == Role::Master && state.handover.is_none() => {
                 self.publish_master()
             }
-            Phase::Promoting if ours && state.handover.is_some() => match self.lacks(&state) {
-                true => self.give_up("it has lost data that was handed over to it".to_owned()),
-                false => self.make_master(),
-            },
+            Phase::Promoting if ours && state.handover.is_some() && !self.lacks(&state) => self.make_master(),
+            // Others may have it; if nobody stands who does, it stands as all do.
+            Phase::Promoting if ours && state.handover.is_some() && self.round != state.epoch + 1 => {
+                self.give_up("it does not have all that was handed over to it".to_owned());
+            }
             // The one that handed over to another takes its place again.
             Phase::Promoting if state.from == self.plan.address && state.handover.is_some() => {
                 self.take_back(&state)
@@ -146,7 +147,8 @@ impl Member {
     /// A handover that came to nothing is answered by whoever takes over instead.
     fn failed_handover(&self, state: &ShardState) -> Option<Outcome> {
         let handover = state.handover.as_ref()?;
-        let text = format!("{} did not take over: {} stands for master", state.master, self.plan.address);
+        let text =
+            format!("{} did not take over as planned: {} stands for master", state.master, self.plan.address);
         Some(Outcome { id: handover.id.clone(), done: false, text, paused_ms: None })
     }
 
@@ -330,13 +332,19 @@ impl Member {
                 && !barred(address)
                 && node.is_some_and(|node| shared(&node.replid) && near(node.offset))
         };
+        // It has been this history's master all the time, and knows who kept up with it.
+        let heirs = if view.role == Role::Master && view.replid == state.replid {
+            self.heirs(&state.heirs)
+        } else {
+            self.plan.members.iter().filter(|address| heir(address)).cloned().collect()
+        };
         ShardState {
             replid: view.replid.clone(),
             replid2: view.replid2.clone(),
             offset: view.offset,
             keys: view.keys,
             solo: alone && !forget,
-            heirs: self.plan.members.iter().filter(|address| heir(address)).cloned().collect(),
+            heirs,
             ..state.clone()
         }
     }
