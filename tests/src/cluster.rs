@@ -158,9 +158,13 @@ impl Cluster {
             let told = || format!("{state} lock {} roles {roles:?}", self.watch.node("lock"));
             let master = self.watch.master().ok_or("no master was published")?;
             let host = self.host_of(master);
+            let heir = |it: &usize| {
+                let address = Value::from(self.address(*it).to_string());
+                state["heirs"].as_array().is_some_and(|heirs| heirs.contains(&address))
+            };
             let steady = state["phase"] == "done"
                 && state["solo"] == false
-                && state["heirs"].as_array().is_none_or(Vec::is_empty)
+                && hosts.iter().all(|it| *it == host || heir(it))
                 && self.watch.node("lock")["address"] == master.to_string()
                 && hosts.contains(&host);
             wait::check(steady, told)?;

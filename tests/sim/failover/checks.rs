@@ -35,6 +35,8 @@ pub(super) struct Checks {
     pub(super) violation: Option<String>,
     pub(super) published: Option<Published>,
     pub(super) state: Option<ShardState>,
+    /// Who was being made the master since the last one was published, as bits: no client knows of them.
+    coming: u32,
     /// What was acknowledged and is not known to be lost.
     writes: Vec<Write>,
     last_write: Micros,
@@ -100,6 +102,9 @@ impl World {
             }
         }
         self.note_heirs(&state);
+        if let Some(host) = self.host_of(&state.master).filter(|_| state.phase == Phase::Promoting) {
+            self.checks.coming |= 1 << host;
+        }
         let known = self.checks.published.as_ref().map_or(0, |published| published.epoch);
         if state.phase == Phase::Done && state.epoch != known {
             self.published(&state, last.as_ref());
@@ -128,6 +133,7 @@ impl World {
         let forced = promoting.is_some_and(is_forced);
         let handed = promoting.is_some_and(|last| last.handover.is_some());
         let before = self.checks.published.replace(Published { host, epoch: state.epoch, forced });
+        self.checks.coming = 0;
         self.log(|| format!("== host {host} is published, epoch {}", state.epoch));
         let tally = &mut self.checks.tally;
         tally.masters += 1;
@@ -191,8 +197,7 @@ impl World {
     pub(super) fn write_acknowledged(&mut self, host: usize, place: Place) {
         self.checks.tally.writes += 1;
         let state = self.checks.state.as_ref();
-        let coming =
-            state.is_some_and(|s| s.phase == Phase::Promoting && self.host_of(&s.master) == Some(host));
+        let coming = self.checks.coming & 1 << host != 0;
         let exempt = coming || !self.setting.fencing || self.hosts[host].unguarded;
         match &self.checks.published {
             Some(published) if published.host != host && !published.forced && !exempt => {

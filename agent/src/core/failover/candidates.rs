@@ -269,6 +269,9 @@ mod tests {
         assert_eq!(why(|_| {}, &without), format!("it did not keep up with {A}"));
         assert_eq!(why(|n| n.replid = "before".into(), &state()), format!("it has not followed {A}"));
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
+        assert_eq!(why(|n| n.master = C.into(), &state()), "eligible", "C was the master once");
+        let begun = ShardState { offset: 0, ..state() };
+        assert_eq!(of(&[node(B, 0)], Some(&begun)).1, [0], "no master ever had more");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use log::Level;
 
 use super::{
-    Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState, Stage,
+    Asked, Change, HEIRS_FOR, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState, Stage,
     View,
 };
 use crate::{
@@ -332,8 +332,9 @@ impl Member {
                 && !barred(address)
                 && node.is_some_and(|node| shared(&node.replid) && near(node.offset))
         };
-        // It has been this history's master all the time, and knows who kept up with it.
-        let heirs = if view.role == Role::Master && view.replid == state.replid {
+        // It has been this history's master for a while, and knows who kept up with it.
+        let knows = view.replid == state.replid || self.now.at >= self.heirs_since + HEIRS_FOR;
+        let heirs = if view.role == Role::Master && knows {
             self.heirs(&state.heirs)
         } else {
             self.plan.members.iter().filter(|address| heir(address)).cloned().collect()

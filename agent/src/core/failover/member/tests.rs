@@ -44,6 +44,8 @@ struct Host {
 struct World {
     base: Instant,
     t: Duration,
+    /// How much the wall clocks are set back, in milliseconds.
+    set_back: u64,
     hosts: Vec<Host>,
     nodes: BTreeMap<String, ZNode>,
     sessions: i64,
@@ -119,6 +121,7 @@ impl World {
         let mut world = World {
             base,
             t: Duration::ZERO,
+            set_back: 0,
             hosts,
             nodes: BTreeMap::new(),
             sessions: 100,
@@ -137,7 +140,7 @@ impl World {
     }
 
     fn now(&self) -> Now {
-        Now { at: self.base + self.t, unix_ms: u64::try_from(self.t.as_millis()).unwrap() }
+        Now { at: self.base + self.t, unix_ms: (1 << 40) + u64::try_from(self.t.as_millis()).unwrap() - self.set_back }
     }
 
     fn connect(&mut self, i: usize) {
@@ -531,6 +534,30 @@ fn a_master_whose_session_ends_is_fenced_and_replaced_after_the_withdrawal() {
     world.connect(0);
     world.settle();
     world.check(1);
+}
+
+#[test]
+fn a_clock_set_back_makes_no_acknowledgement_new() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(Duration::from_secs(13));
+    world.set_back = 2000;
+    world.run(Duration::from_secs(4));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+}
+
+#[test]
+fn what_the_fencer_did_is_undone_where_it_should_not_have_been() {
+    let mut world = World::new(&[0, 0]);
+    for i in [0, 1] {
+        world.hosts[i].server.paused = true;
+        world.give(i, Input::Fenced);
+    }
+    world.run(Duration::from_secs(6));
+    world.check(0);
+    assert_eq!(world.hosts[0].server.min_replicas, 1);
 }
 
 #[test]
