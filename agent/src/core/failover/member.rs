@@ -138,6 +138,10 @@ pub struct Member {
     writing: Option<Purpose>,
     /// Since when there is no lock.
     lock_gone: Option<Instant>,
+    /// Since when nobody else has held the lock, as far as is known.
+    vacant: Option<Instant>,
+    /// Somebody took the lock since it was handed over.
+    taken: bool,
 
     /// The session in which we hold the lock.
     lock_session: Option<i64>,
@@ -234,6 +238,8 @@ impl Member {
             next_request: 0,
             writing: None,
             lock_gone: None,
+            vacant: None,
+            taken: false,
             lock_session: None,
             lease_until: None,
             failsafe_until: None,

@@ -182,6 +182,9 @@ impl Member {
         if self.is_asked(&Asked::DropLock) || !self.may_retry() {
             return;
         }
+        if !self.is_present() {
+            return self.say(Level::Info, "its node is not in ZooKeeper yet".to_owned());
+        }
         let state = self.know.state().cloned();
         if let Some(state) = &state {
             if self.is_offered() {
@@ -297,12 +300,7 @@ impl Member {
         if state.phase == Phase::Released {
             return None;
         }
-        let mut until = gone;
-        // The agent beside the recorded master is there: it will take its place, or say that it cannot.
-        let master = self.know.members.get(&state.master).and_then(|slot| slot.content());
-        if master.is_some_and(|node| node.role == Role::Master) && state.master != self.plan.address {
-            until = until.max(gone + timing.session);
-        }
+        let mut until = gone.max(self.rival_until(state).unwrap_or(gone));
         if let Some(returned) = self.returned.filter(|_| state.master != self.plan.address) {
             until = until.max(returned + timing.session);
         }
@@ -310,6 +308,24 @@ impl Member {
             until = until.max(gone + timing.silence);
         }
         Some(until)
+    }
+
+    /// Rule 2, from the other side: until when the recorded master may lead. The lock says that it does not, but a lock
+    /// can be removed by mistake: by hand, or by an order to the registry that came late. So its session must have ended
+    /// (its node is gone with it), or it stands in this very election, or gave the shard up; else its lease must be over:
+    /// it knows that the lock is gone if it heard anything from the registry since.
+    pub(super) fn rival_until(&self, state: &ShardState) -> Option<Instant> {
+        if state.phase == Phase::Released || state.master == self.plan.address {
+            return None;
+        }
+        let node = self.know.members.get(&state.master)?.content()?;
+        (node.round != state.epoch + 1).then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
+    }
+
+    /// Its node stands in the present session: whoever sees none knows that this session is over.
+    pub(super) fn is_present(&self) -> bool {
+        let seen = self.know.members.get(&self.plan.address).and_then(|slot| slot.seen.as_ref());
+        seen.is_some_and(|seen| self.session.as_ref().is_some_and(|facts| facts.session == seen.owner))
     }
 
     fn why_held_back(&self, left: f64) -> String {

@@ -219,7 +219,7 @@ impl Member {
                 self.enter(Stage::Claiming);
             }
             Some(_) => self.enter(Stage::Following),
-            None if self.is_locking() => {}
+            None if self.is_locking() || !self.is_present() => {}
             None => {
                 self.say(Level::Info, "it is the recorded master and takes its place again".to_owned());
                 self.enter(Stage::Locking);

@@ -211,7 +211,7 @@ impl Member {
         self.asked.clear();
         self.writing = None;
         self.know.reset();
-        self.lock_gone = None;
+        (self.lock_gone, self.vacant, self.taken) = (None, None, true);
         if self.stage == Stage::Locking {
             // Nobody waits for the answer any more. If it is ours after all, its owner tells.
             self.enter(Stage::Following);
@@ -331,7 +331,11 @@ impl Member {
         } else {
             match path.strip_prefix(&shard) {
                 Some("state") => self.know.state.doubt(),
-                Some("lock") => self.know.lock.doubt(),
+                Some("lock") => {
+                    // It was gone: somebody has come, and may be gone again.
+                    self.taken |= self.know.lock.seen.is_none() && !self.is_locking();
+                    self.know.lock.doubt();
+                }
                 Some("config") => self.know.config.doubt(),
                 Some("pause") => self.know.pause.doubt(),
                 Some("history") => self.know.history.doubt(),
@@ -413,6 +417,11 @@ impl Member {
             }
             Some(_) => self.lock_gone = None,
         }
+        if owner.is_some() && owner != mine {
+            (self.vacant, self.taken) = (None, true);
+        } else {
+            self.vacant.get_or_insert(self.now.at);
+        }
         if owner.is_some() && owner == mine {
             self.lock_is_ours();
         } else if owner.is_some() || !(self.stage.needs_lease() || self.is_asked(&Asked::TakeLock)) {
@@ -483,6 +492,7 @@ impl Member {
         if matches!(answer, Answer::Deleted) {
             self.know.lock.seen = None;
             self.lock_gone = Some(self.now.at);
+            self.vacant.get_or_insert(self.now.at);
         }
         self.know.lock.doubt();
     }

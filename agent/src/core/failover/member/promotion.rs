@@ -3,8 +3,8 @@
 use log::Level;
 
 use super::{
-    Asked, Change, HEIRS_FOR, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role, ShardState, Stage,
-    View,
+    Asked, Change, HEIRS_FOR, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role,
+    ShardState, Stage, View,
 };
 use crate::{
     core::failover::shard::{Outcome, VERSION},
@@ -36,7 +36,10 @@ impl Member {
             }
             // Whether it is ours after all, its owner tells.
             Answer::Lost => self.back_from_locking("the connection was lost while it took the lock"),
-            Answer::Exists => self.back_from_locking("another one was faster"),
+            Answer::Exists => {
+                self.taken = true;
+                self.back_from_locking("another one was faster");
+            }
             _ => self.back_from_locking("the lock was refused"),
         }
     }
@@ -63,8 +66,19 @@ impl Member {
         if self.plan.fencing && !self.fencer {
             return self.give_up("no fencer stands by".to_owned());
         }
-        let Some(state) = self.know.state().cloned() else { return self.announce(None) };
+        // Found as ours from before a connection was lost: who else may lead was not asked in this election.
+        let stood = self.round == self.know.state().map_or(0, |state| state.epoch) + 1;
+        let state = match self.know.state().cloned() {
+            Some(state) => state,
+            None if stood => return self.announce(None),
+            None => return self.give_up("it did not stand in this election".to_owned()),
+        };
         let ours = state.master == self.plan.address;
+        let rival = self.rival_until(&state).filter(|until| self.now.at < *until);
+        if let Some(until) = rival.filter(|_| self.taken || !self.handed_over_by_us(&state)) {
+            let left = until.saturating_duration_since(self.now.at).as_secs_f64();
+            return self.give_up(format!("{} may still lead, for {left:.0} s at most", state.master));
+        }
         match state.phase {
             Phase::Done if ours && self.role() == Role::Master => self.return_as_master(&state),
             // Ours, from before a connection was lost.
@@ -73,18 +87,21 @@ impl Member {
             }
             Phase::Promoting if ours && state.handover.is_some() && !self.lacks(&state) => self.make_master(),
             // Others may have it; if nobody stands who does, it stands as all do.
-            Phase::Promoting if ours && state.handover.is_some() && self.round != state.epoch + 1 => {
+            Phase::Promoting if ours && state.handover.is_some() && !stood => {
                 self.give_up("it does not have all that was handed over to it".to_owned());
             }
             // The one that handed over to another takes its place again.
-            Phase::Promoting if state.from == self.plan.address && state.handover.is_some() => {
-                self.take_back(&state)
-            }
+            Phase::Promoting if self.handed_over_by_us(&state) => self.take_back(&state),
+            _ if !stood => self.give_up("it did not stand in this election".to_owned()),
             _ => match self.unfit(Some(&state)).filter(|_| !self.is_forced_to_us(&state)) {
                 Some(why) => self.give_up(why),
                 None => self.announce(Some(&state)),
             },
         }
+    }
+
+    pub(super) fn handed_over_by_us(&self, state: &ShardState) -> bool {
+        state.phase == Phase::Promoting && state.from == self.plan.address && state.handover.is_some()
     }
 
     /// Its server does not have all that was handed over: it was started anew in the meantime.

@@ -259,6 +259,7 @@ impl Member {
 
     pub(super) fn handed_over(&mut self) {
         self.enter(Stage::HandedOver { since: self.now.at });
+        self.taken = false;
         self.drop_lock();
         // The pause must not end before its successor is known.
         self.renew_fence = Some(self.now.at + self.plan.timing.session / 2);
@@ -273,9 +274,7 @@ impl Member {
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.enter(Stage::Fenced) };
-        let offered =
-            state.phase == Phase::Promoting && state.from == self.plan.address && state.handover.is_some();
-        if !offered {
+        if !self.handed_over_by_us(&state) {
             return self.follow_successor(&state);
         }
         let overdue = self.now.at >= since + self.handover_limit();

@@ -140,7 +140,10 @@ impl World {
     }
 
     fn now(&self) -> Now {
-        Now { at: self.base + self.t, unix_ms: (1 << 40) + u64::try_from(self.t.as_millis()).unwrap() - self.set_back }
+        Now {
+            at: self.base + self.t,
+            unix_ms: (1 << 40) + u64::try_from(self.t.as_millis()).unwrap() - self.set_back,
+        }
     }
 
     fn connect(&mut self, i: usize) {
