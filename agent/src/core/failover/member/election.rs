@@ -191,7 +191,7 @@ impl Member {
                 return self.take_offer(state);
             }
             if self.is_recorded_master(state) {
-                return self.claim_our_place();
+                return self.claim_our_place(state);
             }
             if state.master == self.plan.address && state.phase == Phase::Done && self.role() == Role::Replica
             {
@@ -263,7 +263,7 @@ impl Member {
             .any(|(s, verdict)| s.address != self.plan.address && verdict == Verdict::Eligible)
     }
 
-    fn claim_our_place(&mut self) {
+    fn claim_our_place(&mut self, state: &ShardState) {
         if self.is_host_paused() || (self.plan.fencing && !self.fencer) {
             return self.say(
                 Level::Warn,
@@ -271,6 +271,9 @@ impl Member {
             );
         }
         self.say(Level::Info, "it is the recorded master and takes its place again".to_owned());
+        if self.role() == Role::Replica {
+            self.round = state.epoch + 1;
+        }
         self.why = Change::Return;
         self.begun = self.now.at;
         self.enter(Stage::Locking);
