@@ -109,6 +109,12 @@ impl Talk {
         Ok(())
     }
 
+    /// Those of `requests` whose commands the configuration left.
+    pub(crate) fn callable<'r>(&self, requests: &[&'r [&'r str]]) -> Vec<&'r [&'r str]> {
+        let left = |request: &&&[&str]| request.first().is_some_and(|name| self.command(name).is_ok());
+        requests.iter().filter(left).copied().collect()
+    }
+
     /// What the instance calls a command.
     fn command<'a>(&'a self, name: &'a str) -> Result<&'a [u8], String> {
         let renamed = self.renamed.iter().rev().find(|(from, _)| from.eq_ignore_ascii_case(name));
@@ -145,10 +151,4 @@ pub(crate) fn received(event: Event<'_>) -> Result<&[u8], String> {
         Event::Bytes(bytes) => Ok(bytes),
         other => Err(other.refusal()),
     }
-}
-
-/// An error of the server, as an error of the conversation. AUTH's explains a NOAUTH better than it does itself.
-pub(crate) fn refused(auth: Option<&[u8]>, error: &[u8]) -> String {
-    let told = if error.starts_with(b"NOAUTH") { auth.unwrap_or(error) } else { error };
-    String::from_utf8_lossy(told).into_owned()
 }
