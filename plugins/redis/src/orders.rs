@@ -1,6 +1,7 @@
 //! The orders of a failover: promote, follow, fence, unfence.
 //!
-//! A script that keeps the server from taking one is ended, once, and the order given again.
+//! A script that keeps the server from taking one is ended, once, and the order given again in the very words, login and
+//! all: a fencer that learns the fence by heart expects the last answer to it.
 
 use yagent_abi::sdk::{Begin, Event, Flow, Sink, Step};
 
@@ -49,7 +50,7 @@ impl Order {
 
     fn go_on(&mut self, talk: &mut Talk, requests: &[&[&str]], sink: &Sink<'_>) -> Step {
         self.note(requests);
-        self.give(talk, sink)?;
+        talk.go_on(requests, sink)?;
         Ok(Flow::More)
     }
 
@@ -58,11 +59,11 @@ impl Order {
         self.requests = requests.iter().map(owned).collect();
     }
 
-    fn give(&self, talk: &mut Talk, sink: &Sink<'_>) -> Result<(), String> {
+    fn give_again(&self, talk: &mut Talk, sink: &Sink<'_>) -> Result<(), String> {
         let requests: Vec<Vec<&str>> =
             self.requests.iter().map(|request| request.iter().map(String::as_str).collect()).collect();
         let requests: Vec<&[&str]> = requests.iter().map(Vec::as_slice).collect();
-        talk.go_on(&requests, sink)
+        talk.begin_again(&requests, sink)
     }
 
     /// What the server said to the order in the end; `None` while more is to come.
@@ -85,13 +86,13 @@ impl Order {
             }
             Script::Ending => {
                 self.script = Script::Told { why: script::goes_on(&answer.replies), again: AGAIN };
-                self.give(talk, sink)?;
+                self.give_again(talk, sink)?;
             }
             Script::Told { why, again } => match (busy, again.checked_sub(1)) {
                 (None, _) => return Ok(Some(answer)),
                 (Some(_), Some(left)) => {
                     *again = left;
-                    self.give(talk, sink)?;
+                    self.give_again(talk, sink)?;
                 }
                 (Some(error), None) => {
                     let why = why.as_deref().unwrap_or("it was told to end, and goes on");

@@ -100,6 +100,25 @@ fn a_script_in_the_way_of_an_order_is_ended_once() {
     }
 }
 
+/// The fencer is taught the first words and the last answer.
+#[test]
+fn a_fence_that_met_a_script_was_said_and_answered_as_any_other() {
+    if !program::pauses_writes() {
+        return;
+    }
+    let state = state();
+    let mut server = Server::start(state.path(), "lua-time-limit 10\nrequirepass secret\n");
+    let mut client = server.connect();
+    talk(&mut client, "AUTH secret\r\n", 1);
+    client.write_all(ENDLESS.as_bytes()).unwrap();
+    while server.health().0 != raw::BUSY {}
+    let met = server.ask(Hook::Fence, &[("ms", "1")]).unwrap();
+    let plain = server.ask(Hook::Fence, &[("ms", "1")]).unwrap();
+    assert!(met.sent.len() > plain.sent.len() && met.sent.starts_with(&plain.sent));
+    assert!(met.sent.ends_with(&plain.sent) && met.received.ends_with(&plain.received), "{met:?}");
+    assert_eq!(plain.received, b"+OK\r\n+OK\r\n");
+}
+
 #[test]
 fn a_function_in_the_way_of_an_order_is_ended() {
     if !program::has_functions() {
