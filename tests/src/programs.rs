@@ -23,8 +23,11 @@ pub fn memcached() -> PathBuf {
     debian("memcached", "memcached")
 }
 
-/// redis-server.
+/// redis-server: `YAGENT_TEST_REDIS`, else Debian's.
 pub fn redis_server() -> PathBuf {
+    if let Some(named) = env::var_os("YAGENT_TEST_REDIS") {
+        return existing(PathBuf::from(named), "YAGENT_TEST_REDIS names a file that is not there");
+    }
     debian("redis-server", "redis-server")
 }
 
