@@ -28,8 +28,7 @@ use crate::{
     cache::Redis,
     host::Host,
     process::{self, Signal},
-    programs,
-    wait,
+    programs, wait,
     zookeeper::{Kazoo, Server},
 };
 
