@@ -113,7 +113,7 @@ impl Redis {
 
     /// What `INFO` says.
     pub fn info(&mut self) -> io::Result<BTreeMap<String, String>> {
-        let text = self.call(&["INFO", "everything"])?;
+        let text = self.call(&["INFO", "all"])?;
         let pair = |line: &str| line.trim_end().split_once(':').map(|(k, v)| (k.to_owned(), v.to_owned()));
         Ok(text.lines().filter_map(pair).collect())
     }

@@ -28,7 +28,7 @@ use crate::{
     cache::Redis,
     host::Host,
     process::{self, Signal},
-    wait,
+    programs, wait,
     zookeeper::{Kazoo, Server},
 };
 
@@ -231,7 +231,8 @@ impl Cluster {
 
     /// The pid of a host's redis.
     pub fn redis_pid(&self, host: usize) -> Option<u32> {
-        self.processes(host).into_iter().find(|&pid| process::command_line(pid).contains("redis-server"))
+        let program = programs::redis_server().display().to_string();
+        self.processes(host).into_iter().find(|&pid| process::command_line(pid).starts_with(&program))
     }
 
     /// The pid of a host's fencer.

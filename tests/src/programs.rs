@@ -23,9 +23,23 @@ pub fn memcached() -> PathBuf {
     debian("memcached", "memcached")
 }
 
-/// redis-server.
+/// redis-server: `YAGENT_TEST_REDIS`, else Debian's.
 pub fn redis_server() -> PathBuf {
+    if let Some(named) = env::var_os("YAGENT_TEST_REDIS") {
+        return existing(PathBuf::from(named), "YAGENT_TEST_REDIS names a file that is not there");
+    }
     debian("redis-server", "redis-server")
+}
+
+/// Whether that redis can pause writes alone, which it can from 6.2 on.
+pub fn redis_pauses_writes() -> bool {
+    let output = Command::new(redis_server()).arg("--version").output().expect("cannot run redis-server");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut numbers = said.split_once("v=").unwrap_or_default().1.split('.').map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        panic!("redis-server tells no version: {said}");
+    };
+    (major, minor) >= (6, 2)
 }
 
 /// The system's own Python, which has kazoo; a Python from elsewhere would not.

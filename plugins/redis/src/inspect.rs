@@ -5,7 +5,8 @@ use yagent_abi::sdk::{Event, Flow, Sink, Step};
 use crate::{
     info::{Info, number, part},
     resp::Reply,
-    talk::{Talk, received, refused},
+    talk::{Talk, received},
+    trouble::explain,
 };
 
 const REQUESTS: &[&[&str]] = &[&["INFO"]];
@@ -20,7 +21,7 @@ pub(crate) fn step(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     };
     match answer.replies.as_slice() {
         [Reply::Bulk(Some(text))] => tell(Info::new(text)?, sink),
-        [Reply::Error(error)] => Err(refused(answer.auth, error)),
+        [Reply::Error(error)] => Err(explain(answer.auth, error)),
         _ => Err("the answer to INFO is no text".to_owned()),
     }
 }
@@ -108,9 +109,15 @@ fn tell_replica(info: Info<'_>, sink: &Sink<'_>) {
     gauge(sink, "offset", offset.map(|offset| if offset == "1" { "0" } else { offset }));
     gauge(sink, "priority", priority);
     // Of a time, -1 is redis' way to say that there is nothing to tell.
-    gauge(sink, "link_down_s", link_down.filter(|text| !text.starts_with('-')));
+    let link_down = number(link_down).filter(|seconds| (0.0..AGES).contains(seconds));
+    if let Some(seconds) = link_down {
+        sink.gauge("link_down_s", seconds);
+    }
     gauge(sink, "last_io_s", last_io.filter(|text| !text.starts_with('-')));
 }
+
+/// Of a link that never was, redis before 6.2 says that it has been down since 1970.
+const AGES: f64 = 1e9;
 
 fn host_and_port(host: &str, port: &str) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }

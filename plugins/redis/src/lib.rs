@@ -1,6 +1,7 @@
 //! The redis backend of yagent: how an instance is started (`start`), whether it answers (`probe`), what it counted
-//! (`stats`), and its part in replication (`shard`, `inspect`, `orders`). `conf` reads redis.conf, `resp` the protocol. Pure
-//! functions over bytes; sockets, clocks and processes are the agent's.
+//! (`stats`), and its part in replication (`shard`, `inspect`, `orders`). `conf` reads redis.conf, `resp` the protocol,
+//! `trouble` and `script` what keeps
+//! a server from obeying. Pure functions over bytes; sockets, clocks and processes are the agent's.
 
 #![forbid(unsafe_code)]
 
@@ -10,10 +11,12 @@ mod inspect;
 mod orders;
 mod probe;
 mod resp;
+mod script;
 mod shard;
 mod start;
 mod stats;
 mod talk;
+mod trouble;
 
 use yagent_abi::sdk::{Description, Engine, Event, Plan, Replication, Settings, Sink, Step};
 
@@ -22,7 +25,7 @@ use yagent_abi::sdk::{Description, Engine, Event, Plan, Replication, Settings, S
 pub struct Redis {
     start: start::Start,
     talk: talk::Talk,
-    unfencing: orders::Unfencing,
+    order: orders::Order,
 }
 
 impl Engine for Redis {
@@ -48,7 +51,7 @@ impl Engine for Redis {
         if settings.text("peers")?.is_some_and(|peers| !peers.is_empty()) {
             talk.knows(orders::COMMANDS)?;
         }
-        Ok(Self { start, talk, unfencing: orders::Unfencing::default() })
+        Ok(Self { start, talk, order: orders::Order::default() })
     }
 
     fn start(&mut self, plan: &Plan<'_>) -> Result<(), String> {
@@ -71,19 +74,19 @@ impl Replication for Redis {
     }
 
     fn promote(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step {
-        orders::promote(&mut self.talk, event, sink)
+        orders::promote(&mut self.order, &mut self.talk, event, sink)
     }
 
     fn follow(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step {
-        orders::follow(&mut self.talk, event, sink)
+        orders::follow(&mut self.order, &mut self.talk, event, sink)
     }
 
     fn fence(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step {
-        orders::fence(&mut self.talk, event, sink)
+        orders::fence(&mut self.order, &mut self.talk, event, sink)
     }
 
     fn unfence(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step {
-        orders::unfence(&mut self.talk, &mut self.unfencing, event, sink)
+        orders::unfence(&mut self.order, &mut self.talk, event, sink)
     }
 }
 

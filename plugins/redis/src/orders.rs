@@ -1,24 +1,136 @@
 //! The orders of a failover: promote, follow, fence, unfence.
+//!
+//! A script that keeps the server from taking one is ended, once, and the order given again in the very words, login and
+//! all: a fencer that learns the fence by heart expects the last answer to it.
 
 use yagent_abi::sdk::{Begin, Event, Flow, Sink, Step};
 
 use crate::{
     inspect::role,
     resp::Reply,
-    talk::{Answer, Talk, received, refused},
+    script,
+    talk::{Answer, Talk, received},
+    trouble::{Trouble, explain},
 };
 
 /// The commands of which the orders and `inspect` consist.
 pub(crate) const COMMANDS: &[&str] = &["SLAVEOF", "ROLE", "CLIENT", "CONFIG", "INFO"];
 
+/// How often an order is given again to a server that was told to end its script: redis reads its connections up to
+/// four times before the script is looked at again.
+const AGAIN: u32 = 8;
+
+/// An order under way.
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    requests: Vec<Vec<String>>,
+    script: Script,
+    unfencing: Unfencing,
+}
+
+/// A script in the way of an order.
+#[derive(Debug, Default)]
+enum Script {
+    /// There is none, as far as is known.
+    #[default]
+    Unmet,
+    /// It is being told to end.
+    Ending,
+    /// It was told to end: why it does not, and how often the order may still be given.
+    Told { why: Option<String>, again: u32 },
+}
+
+impl Order {
+    fn begin(&mut self, talk: &mut Talk, begin: &Begin<'_>, requests: &[&[&str]], sink: &Sink<'_>) -> Step {
+        self.script = Script::Unmet;
+        self.note(requests);
+        talk.begin(begin, requests, sink)?;
+        Ok(Flow::More)
+    }
+
+    fn go_on(&mut self, talk: &mut Talk, requests: &[&[&str]], sink: &Sink<'_>) -> Step {
+        self.note(requests);
+        talk.go_on(requests, sink)?;
+        Ok(Flow::More)
+    }
+
+    fn note(&mut self, requests: &[&[&str]]) {
+        let owned = |request: &&[&str]| request.iter().map(|word| (*word).to_owned()).collect();
+        self.requests = requests.iter().map(owned).collect();
+    }
+
+    fn give_again(&self, talk: &mut Talk, sink: &Sink<'_>) -> Result<(), String> {
+        let requests: Vec<Vec<&str>> =
+            self.requests.iter().map(|request| request.iter().map(String::as_str).collect()).collect();
+        let requests: Vec<&[&str]> = requests.iter().map(Vec::as_slice).collect();
+        talk.begin_again(&requests, sink)
+    }
+
+    /// What the server said to the order in the end; `None` while more is to come.
+    fn answer<'a>(
+        &mut self,
+        talk: &mut Talk,
+        event: Event<'a>,
+        sink: &Sink<'_>,
+    ) -> Result<Option<Answer<'a>>, String> {
+        let Some(answer) = talk.answer(received(event)?)? else { return Ok(None) };
+        let busy = busy(&answer);
+        match &mut self.script {
+            Script::Unmet if busy.is_some() => {
+                let kills = talk.callable(script::KILLS);
+                if kills.is_empty() {
+                    return Ok(Some(answer));
+                }
+                self.script = Script::Ending;
+                talk.go_on(&kills, sink)?;
+            }
+            Script::Ending => {
+                self.script = Script::Told { why: script::goes_on(&answer.replies), again: AGAIN };
+                self.give_again(talk, sink)?;
+            }
+            Script::Told { why, again } => match (busy, again.checked_sub(1)) {
+                (None, _) => return Ok(Some(answer)),
+                (Some(_), Some(left)) => {
+                    *again = left;
+                    self.give_again(talk, sink)?;
+                }
+                (Some(error), None) => {
+                    let why = why.as_deref().unwrap_or("it was told to end, and goes on");
+                    return Err(format!("{}; {why}", explain(answer.auth, error)));
+                }
+            },
+            Script::Unmet => return Ok(Some(answer)),
+        }
+        Ok(None)
+    }
+
+    /// An order that a version may not know.
+    fn done(&mut self, talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
+        let Some(answer) = self.answer(talk, event, sink)? else {
+            return Ok(Flow::More);
+        };
+        match answer.replies.first() {
+            Some(Reply::Error(error)) if unknown(error) => Ok(Flow::Unsupported),
+            _ => accepted(&answer).map(|()| Flow::Done),
+        }
+    }
+}
+
+/// The error of a server that a script keeps busy.
+fn busy<'a>(answer: &Answer<'a>) -> Option<&'a [u8]> {
+    answer.replies.iter().find_map(|reply| match reply {
+        Reply::Error(error) if Trouble::of(error) == Trouble::Busy => Some(*error),
+        _ => None,
+    })
+}
+
 /// REPLICAOF NO ONE, and ROLE to see that it came true.
-pub(crate) fn promote(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
+pub(crate) fn promote(order: &mut Order, talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
         // The old name of the command is known to every version.
-        talk.begin(begin, &[&["SLAVEOF", "NO", "ONE"], &["ROLE"]], sink)?;
-        return Ok(Flow::More);
+        return order.begin(talk, begin, &[&["SLAVEOF", "NO", "ONE"], &["ROLE"]], sink);
     }
-    let Some(answer) = talk.answer(received(event)?)? else {
+    let Some(answer) = order.answer(talk, event, sink)? else {
         return Ok(Flow::More);
     };
     accepted(&answer)?;
@@ -28,45 +140,41 @@ pub(crate) fn promote(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Ste
             Some(other) => Err(format!("it did not become a master: ROLE is {other}")),
             None => Err("the answer to ROLE is empty".to_owned()),
         },
-        Some(Reply::Error(error)) => Err(refused(answer.auth, error)),
+        Some(Reply::Error(error)) => Err(explain(answer.auth, error)),
         Some(other) => Err(format!("the answer to ROLE is {other}")),
         None => Err("there is no answer to ROLE".to_owned()),
     }
 }
 
 /// REPLICAOF HOST PORT; then, if asked for, the connections of its clients are closed.
-pub(crate) fn follow(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
+pub(crate) fn follow(order: &mut Order, talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
         let (host, port) = (argument(begin, "host")?, argument(begin, "port")?);
         port.parse::<u16>().map_err(|error| format!("argument `port` is `{port}`: {error}"))?;
-        let order: &[&str] = &["SLAVEOF", host, port];
-        match begin.arg("drop_clients") {
-            Some("1") => talk.begin(begin, &[order, &["CLIENT", "KILL", "TYPE", "normal"]], sink)?,
-            _ => talk.begin(begin, &[order], sink)?,
-        }
-        return Ok(Flow::More);
+        let requests: [&[&str]; 2] = [&["SLAVEOF", host, port], &["CLIENT", "KILL", "TYPE", "normal"]];
+        let drops = begin.arg("drop_clients") == Some("1");
+        return order.begin(talk, begin, if drops { &requests } else { &requests[..1] }, sink);
     }
-    let Some(answer) = talk.answer(received(event)?)? else {
+    let Some(answer) = order.answer(talk, event, sink)? else {
         return Ok(Flow::More);
     };
     accepted(&answer)?;
     match answer.replies.get(1) {
         Some(Reply::Error(error)) => {
-            Err(format!("it follows, but its clients stay: {}", refused(answer.auth, error)))
+            Err(format!("it follows, but its clients stay: {}", explain(answer.auth, error)))
         }
         _ => Ok(Flow::Done),
     }
 }
 
 /// CLIENT PAUSE MS WRITE, which redis has from 6.2 on.
-pub(crate) fn fence(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
+pub(crate) fn fence(order: &mut Order, talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
         let ms = argument(begin, "ms")?;
         ms.parse::<u64>().map_err(|error| format!("argument `ms` is `{ms}`: {error}"))?;
-        talk.begin(begin, &[&["CLIENT", "PAUSE", ms, "WRITE"]], sink)?;
-        return Ok(Flow::More);
+        return order.begin(talk, begin, &[&["CLIENT", "PAUSE", ms, "WRITE"]], sink);
     }
-    order_done(talk, event)
+    order.done(talk, event, sink)
 }
 
 /// How far an `unfence` has come.
@@ -85,41 +193,28 @@ const UNPAUSE: &[&[&str]] = &[&["CLIENT", "UNPAUSE"]];
 
 /// CONFIG SET min-replicas-to-write where that is asked, then CLIENT UNPAUSE, which redis has from 6.2 on. The pause
 /// ends only after the number was taken: no write passes that the number would have kept out.
-pub(crate) fn unfence(talk: &mut Talk, state: &mut Unfencing, event: Event<'_>, sink: &Sink<'_>) -> Step {
+pub(crate) fn unfence(order: &mut Order, talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
         let Some(least) = begin.arg("min_replicas") else {
-            *state = Unfencing::Ending;
-            talk.begin(begin, UNPAUSE, sink)?;
-            return Ok(Flow::More);
+            order.unfencing = Unfencing::Ending;
+            return order.begin(talk, begin, UNPAUSE, sink);
         };
         least.parse::<u32>().map_err(|error| format!("argument `min_replicas` is `{least}`: {error}"))?;
-        *state = Unfencing::Setting;
-        talk.begin(begin, &[&["CONFIG", "SET", "min-slaves-to-write", least]], sink)?;
-        return Ok(Flow::More);
+        order.unfencing = Unfencing::Setting;
+        return order.begin(talk, begin, &[&["CONFIG", "SET", "min-slaves-to-write", least]], sink);
     }
-    if *state != Unfencing::Setting {
-        let step = order_done(talk, event)?;
+    if order.unfencing != Unfencing::Setting {
+        let step = order.done(talk, event, sink)?;
         // Where there is no pause that could be ended, the number is all there is.
-        let done = step == Flow::Unsupported && *state == Unfencing::Set;
+        let done = step == Flow::Unsupported && order.unfencing == Unfencing::Set;
         return Ok(if done { Flow::Done } else { step });
     }
-    let Some(answer) = talk.answer(received(event)?)? else {
+    let Some(answer) = order.answer(talk, event, sink)? else {
         return Ok(Flow::More);
     };
     accepted(&answer)?;
-    *state = Unfencing::Set;
-    talk.go_on(UNPAUSE, sink)?;
-    Ok(Flow::More)
-}
-
-fn order_done(talk: &Talk, event: Event<'_>) -> Step {
-    let Some(answer) = talk.answer(received(event)?)? else {
-        return Ok(Flow::More);
-    };
-    match answer.replies.first() {
-        Some(Reply::Error(error)) if unknown(error) => Ok(Flow::Unsupported),
-        _ => accepted(&answer).map(|()| Flow::Done),
-    }
+    order.unfencing = Unfencing::Set;
+    order.go_on(talk, UNPAUSE, sink)
 }
 
 /// How versions without the command, or without its WRITE, say so.
@@ -134,7 +229,7 @@ fn unknown(error: &[u8]) -> bool {
 fn accepted(answer: &Answer<'_>) -> Result<(), String> {
     match answer.replies.first() {
         Some(Reply::Status(_)) => Ok(()),
-        Some(Reply::Error(error)) => Err(refused(answer.auth, error)),
+        Some(Reply::Error(error)) => Err(explain(answer.auth, error)),
         Some(other) => Err(format!("the answer to the order is {other}")),
         None => Err("there is no answer to the order".to_owned()),
     }

@@ -7,16 +7,22 @@ use yagent_abi::sdk::{Event, Flow, Health, Sink, Step};
 
 use crate::{
     resp::Reply,
+    script,
     talk::{Answer, Talk, received},
+    trouble::{Trouble, explain},
 };
 
 const GET: &[&str] = &["GET", "yagent:probe"];
-const UNSTICK: &[&[&str]] = &[&["SCRIPT", "KILL"], &["FUNCTION", "KILL"], GET];
 
 pub(crate) fn step(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
-        let requests = if begin.arg("unstick") == Some("1") { UNSTICK } else { &[GET] };
-        talk.begin(begin, requests, sink)?;
+        if begin.arg("unstick") == Some("1") {
+            let mut requests = talk.callable(script::KILLS);
+            requests.push(GET);
+            talk.begin(begin, &requests, sink)?;
+        } else {
+            talk.begin(begin, &[GET], sink)?;
+        }
         return Ok(Flow::More);
     }
     let (health, why) = match talk.answer(received(event)?) {
@@ -29,39 +35,17 @@ pub(crate) fn step(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
 }
 
 fn classify(answer: &Answer<'_>) -> (Health, String) {
-    match answer.replies.last() {
-        Some(Reply::Bulk(_)) => (Health::Serving, String::new()),
-        Some(Reply::Error(error)) => (health(error), why(answer, error)),
-        Some(other) => (Health::Wrong, format!("the answer to GET is {other}")),
+    match answer.replies.split_last() {
+        Some((Reply::Bulk(_), _)) => (Health::Serving, String::new()),
+        Some((Reply::Error(error), kills)) => {
+            let why = explain(answer.auth, error);
+            // What ending the script came to matters only while the server is still not free.
+            let why = script::goes_on(kills).map_or(why.clone(), |it| format!("{why}; {it}"));
+            (Trouble::of(error).health(), why)
+        }
+        Some((other, _)) => (Health::Wrong, format!("the answer to GET is {other}")),
         None => (Health::Wrong, "there is no answer to GET".to_owned()),
     }
-}
-
-/// What an error says of the server.
-fn health(error: &[u8]) -> Health {
-    let code = error.split(|byte| *byte == b' ').next().unwrap_or_default();
-    match code {
-        b"LOADING" => Health::Loading,
-        b"BUSY" => Health::Busy,
-        b"OOM" => Health::Full,
-        b"ERR" if error.starts_with(b"ERR max number of clients") => Health::Full,
-        b"NOAUTH" | b"WRONGPASS" | b"NOPERM" | b"DENIED" => Health::Refused,
-        b"ERR" if error.starts_with(b"ERR operation not permitted") => Health::Refused,
-        // MASTERDOWN, MISCONF, NOREPLICAS, READONLY, CLUSTERDOWN, MOVED and the like: it lives, and says what keeps it.
-        _ => Health::Serving,
-    }
-}
-
-fn why(answer: &Answer<'_>, error: &[u8]) -> String {
-    let mut why = String::from_utf8_lossy(error).into_owned();
-    if let (Some(auth), Health::Refused) = (answer.auth, health(error)) {
-        why = format!("{why} (AUTH: {})", String::from_utf8_lossy(auth));
-    }
-    // What ending the script came to matters only while the server is still not free.
-    if let [Reply::Error(script), Reply::Error(_), _] = answer.replies.as_slice() {
-        why = format!("{why} (SCRIPT KILL: {})", String::from_utf8_lossy(script));
-    }
-    why
 }
 
 #[cfg(test)]
@@ -69,50 +53,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_error_is_told_apart() {
-        for (error, expected) in [
-            ("LOADING Redis is loading the dataset in memory", Health::Loading),
-            ("BUSY Redis is busy running a script. You can only call SCRIPT KILL", Health::Busy),
-            ("OOM command not allowed when used memory > 'maxmemory'.", Health::Full),
-            ("ERR max number of clients reached", Health::Full),
-            ("ERR max number of clients + cluster connections reached", Health::Full),
-            ("NOAUTH Authentication required.", Health::Refused),
-            ("WRONGPASS invalid username-password pair or user is disabled.", Health::Refused),
-            ("NOPERM this user has no permissions to run the 'get' command", Health::Refused),
-            ("DENIED Redis is running in protected mode", Health::Refused),
-            ("ERR operation not permitted", Health::Refused),
-            (
-                "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-                Health::Serving,
-            ),
-            ("MISCONF Redis is configured to save RDB snapshots", Health::Serving),
-            ("NOREPLICAS Not enough good replicas to write.", Health::Serving),
-            ("READONLY You can't write against a read only replica.", Health::Serving),
-            ("ERR unknown command 'GET'", Health::Serving),
-        ] {
-            let answer = Answer { auth: None, replies: vec![Reply::Error(error.as_bytes())] };
-            assert_eq!(classify(&answer), (expected, error.to_owned()), "{error}");
-        }
-    }
-
-    #[test]
     fn a_refused_password_and_a_script_that_stays_are_explained() {
-        let answer =
-            Answer { auth: Some(b"WRONGPASS invalid"), replies: vec![Reply::Error(b"NOAUTH required")] };
-        assert_eq!(
-            classify(&answer),
-            (Health::Refused, "NOAUTH required (AUTH: WRONGPASS invalid)".to_owned())
-        );
-        let replies = vec![
-            Reply::Error(b"UNKILLABLE it wrote"),
-            Reply::Error(b"NOTBUSY no"),
-            Reply::Error(b"BUSY script"),
-        ];
-        let answer = Answer { auth: None, replies };
-        assert_eq!(
-            classify(&answer),
-            (Health::Busy, "BUSY script (SCRIPT KILL: UNKILLABLE it wrote)".to_owned())
-        );
+        let told = |auth, replies| classify(&Answer { auth, replies });
+        let (health, why) = told(Some(b"WRONGPASS invalid"), vec![Reply::Error(b"NOAUTH required")]);
+        assert_eq!((health, why.starts_with("WRONGPASS invalid (")), (Health::Refused, true), "{why}");
+        let replies = [&b"UNKILLABLE it wrote"[..], b"NOTBUSY no", b"BUSY script"].map(Reply::Error);
+        let (health, why) = told(None, replies.to_vec());
+        assert_eq!((health, why.starts_with("BUSY script (")), (Health::Busy, true), "{why}");
+        assert!(why.ends_with("; it was not ended: UNKILLABLE it wrote"), "{why}");
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! | version (text) | redis_version |
 //! | replicas, blocked_clients | connected_slaves, blocked_clients |
 //! | fragmentation | mem_fragmentation_ratio |
+//! | good_replicas | min_slaves_good_slaves: below `min-replicas-to-write`, writes get NOREPLICAS |
+//! | not_saved | 1 after a failed save or a failed write to the AOF, for which writes may get MISCONF |
 //! | role (text) | role: master or replica |
 
 use yagent_abi::sdk::{Event, Flow, Sink, Step};
@@ -22,7 +24,8 @@ use crate::{
     info::{Info, number, part},
     inspect::role,
     resp::Reply,
-    talk::{Talk, received, refused},
+    talk::{Talk, received},
+    trouble::explain,
 };
 
 const REQUESTS: &[&[&str]] = &[&["INFO"], &["INFO", "commandstats"]];
@@ -68,13 +71,13 @@ pub(crate) fn step(talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
             let commands = if let Reply::Bulk(Some(text)) = commands { Info::new(text)? } else { Info("") };
             tell(Info::new(info)?, commands, sink)
         }
-        [Reply::Error(error), ..] => Err(refused(answer.auth, error)),
+        [Reply::Error(error), ..] => Err(explain(answer.auth, error)),
         _ => Err("the answer to INFO is no text".to_owned()),
     }
 }
 
 fn tell(info: Info<'_>, commands: Info<'_>, sink: &Sink<'_>) -> Step {
-    let [version, role, hits, misses, rest @ ..] = info.texts(FIELDS);
+    let [version, role, saved, written, hits, misses, rest @ ..] = info.texts(FIELDS);
     sink.text("version", version.ok_or("INFO has no redis_version")?);
     if let Some(role) = role {
         sink.text("role", role_name(role));
@@ -88,20 +91,31 @@ fn tell(info: Info<'_>, commands: Info<'_>, sink: &Sink<'_>) -> Step {
         ("evictions", number(rest[0])),
         ("expirations", number(rest[1])),
     ];
-    let gauges =
-        ["bytes", "limit_bytes", "connections", "uptime_s", "replicas", "blocked_clients", "fragmentation"];
+    let gauges = [
+        "bytes",
+        "limit_bytes",
+        "connections",
+        "uptime_s",
+        "replicas",
+        "blocked_clients",
+        "fragmentation",
+        "good_replicas",
+    ];
     let gauges = gauges.into_iter().zip(rest[2..].iter().map(|text| number(*text)));
     let told = |(name, value): (&'static str, Option<f64>)| value.map(|value| (name, value));
     counters.into_iter().filter_map(told).for_each(|(name, value)| sink.counter(name, value));
     gauges.filter_map(told).for_each(|(name, value)| sink.gauge(name, value));
     sink.gauge("keys", info.keys());
+    sink.gauge("not_saved", if [saved, written].contains(&Some("err")) { 1.0 } else { 0.0 });
     Ok(Flow::Done)
 }
 
 /// What is looked for in INFO; the gauges last, in the order in which they are told.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 16] = [
     "redis_version",
     "role",
+    "rdb_last_bgsave_status",
+    "aof_last_write_status",
     "keyspace_hits",
     "keyspace_misses",
     "evicted_keys",
@@ -113,6 +127,7 @@ const FIELDS: [&str; 13] = [
     "connected_slaves",
     "blocked_clients",
     "mem_fragmentation_ratio",
+    "min_slaves_good_slaves",
 ];
 
 fn role_name(word: &str) -> &str {

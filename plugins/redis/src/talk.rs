@@ -15,6 +15,8 @@ pub(crate) struct Talk {
     auth: Vec<Vec<u8>>,
     /// Commands that redis.conf renamed.
     renamed: Vec<(String, Vec<u8>)>,
+    /// Whether the conversation began with AUTH.
+    logged_in: bool,
     /// Whether the request on its way begins with AUTH.
     logging_in: bool,
     /// How many replies beside AUTH's are awaited.
@@ -56,8 +58,14 @@ impl Talk {
     pub(crate) fn new(settings: &Settings<'_>, conf: &Conf) -> Result<Self, String> {
         let login = Login::new(settings, conf)?;
         let auth = login.user.into_iter().chain(login.password).collect();
-        let talk =
-            Self { auth, renamed: conf.renamed.clone(), logging_in: false, awaited: 0, buffer: Vec::new() };
+        let talk = Self {
+            auth,
+            renamed: conf.renamed.clone(),
+            logged_in: false,
+            logging_in: false,
+            awaited: 0,
+            buffer: Vec::new(),
+        };
         // Without these every probe would fail by our own fault, and the instance would pay for it.
         talk.command("GET")?;
         if !talk.auth.is_empty() {
@@ -78,8 +86,13 @@ impl Talk {
         requests: &[&[&str]],
         sink: &Sink<'_>,
     ) -> Result<(), String> {
-        let login = begin.fresh && !self.auth.is_empty();
-        self.send(login, requests, sink)
+        self.logged_in = begin.fresh && !self.auth.is_empty();
+        self.send(self.logged_in, requests, sink)
+    }
+
+    /// Asks `requests`, with which the conversation began, in the very words once more.
+    pub(crate) fn begin_again(&mut self, requests: &[&[&str]], sink: &Sink<'_>) -> Result<(), String> {
+        self.send(self.logged_in, requests, sink)
     }
 
     /// Asks more in a conversation whose answers were read.
@@ -107,6 +120,12 @@ impl Talk {
         self.logging_in = login;
         self.awaited = requests.len();
         Ok(())
+    }
+
+    /// Those of `requests` whose commands the configuration left.
+    pub(crate) fn callable<'r>(&self, requests: &[&'r [&'r str]]) -> Vec<&'r [&'r str]> {
+        let left = |request: &&&[&str]| request.first().is_some_and(|name| self.command(name).is_ok());
+        requests.iter().filter(left).copied().collect()
     }
 
     /// What the instance calls a command.
@@ -145,10 +164,4 @@ pub(crate) fn received(event: Event<'_>) -> Result<&[u8], String> {
         Event::Bytes(bytes) => Ok(bytes),
         other => Err(other.refusal()),
     }
-}
-
-/// An error of the server, as an error of the conversation. AUTH's explains a NOAUTH better than it does itself.
-pub(crate) fn refused(auth: Option<&[u8]>, error: &[u8]) -> String {
-    let told = if error.starts_with(b"NOAUTH") { auth.unwrap_or(error) } else { error };
-    String::from_utf8_lossy(told).into_owned()
 }

@@ -87,5 +87,33 @@ fn a_version_that_knows_no_pause_takes_the_number_of_replicas() {
     }
     backend.step(Hook::Unfence, Input::Begin { fresh: false, args: &[("min_replicas", "1")] });
     let (outcome, told) = backend.step(Hook::Unfence, Input::Bytes(b"-NOPERM no\r\n"));
-    assert_eq!((outcome, told.sent), (Outcome::Error("NOPERM no".to_owned()), Vec::new()));
+    assert!(matches!(&outcome, Outcome::Error(why) if why.starts_with("NOPERM no (")), "{outcome:?}");
+    assert_eq!(told.sent, b"");
+}
+
+#[test]
+fn a_script_is_told_to_end_once_and_the_order_given_a_bounded_number_of_times() {
+    let mut backend = backend();
+    let (_, begun) = backend.step(Hook::Promote, Input::Begin { fresh: false, args: &[] });
+    let busy = &b"-BUSY a script\r\n-BUSY a script\r\n"[..];
+    let (outcome, kills) = backend.step(Hook::Promote, Input::Bytes(busy));
+    assert_eq!((outcome, kills.sent.windows(4).filter(|word| word == b"KILL").count()), (Outcome::More, 2));
+    let (mut outcome, mut again) =
+        backend.step(Hook::Promote, Input::Bytes(b"+OK\r\n-ERR unknown command\r\n"));
+    let mut given = 0;
+    while outcome == Outcome::More {
+        assert_eq!(again.sent, begun.sent);
+        given += 1;
+        (outcome, again) = backend.step(Hook::Promote, Input::Bytes(busy));
+    }
+    assert!((2..20).contains(&given), "{given}");
+    assert!(
+        matches!(&outcome, Outcome::Error(why) if why.ends_with("; it was told to end, and goes on")),
+        "{outcome:?}"
+    );
+
+    // The next order knows nothing of it.
+    backend.step(Hook::Promote, Input::Begin { fresh: false, args: &[] });
+    let done = backend.step(Hook::Promote, Input::Bytes(b"+OK\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"));
+    assert_eq!(done.0, Outcome::Done);
 }
