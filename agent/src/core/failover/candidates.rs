@@ -123,13 +123,13 @@ fn history(node: &MemberNode, state: &ShardState, members: &[String], no_data: b
     if node.keys == 0 && state.keys > 0 {
         return Some("it is empty".to_owned());
     }
-    // Before the first master had a replica there was no history to share.
+    // Before there was a master there was no history to share, and redis before 4.0 tells none.
     let shared = |id: &str| !id.is_empty() && (id == state.replid || id == state.replid2);
     let known = !state.replid.is_empty();
     if known && !shared(&node.replid) && !(node.role == Role::Master && shared(&node.replid2)) {
         return Some("its data is of another history".to_owned());
     }
-    if known && !recorded && !former && !state.heirs.contains(&node.address) {
+    if state.has_had_a_master() && !recorded && !former && !state.heirs.contains(&node.address) {
         let last = if state.phase == Phase::Promoting { &state.from } else { &state.master };
         return Some(format!("it did not keep up with {last}"));
     }
@@ -270,6 +270,8 @@ mod tests {
         assert_eq!(why(|n| n.replid = "before".into(), &state()), format!("it has not followed {A}"));
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
         assert_eq!(why(|n| n.master = C.into(), &state()), "eligible", "C was the master once");
+        let untold = ShardState { replid: String::new(), heirs: vec![C.into()], ..state() };
+        assert_eq!(why(|n| n.replid.clear(), &untold), format!("it did not keep up with {A}"));
         let begun = ShardState { offset: 0, ..state() };
         assert_eq!(of(&[node(B, 0)], Some(&begun)).1, [0], "no master ever had more");
     }

@@ -81,6 +81,13 @@ pub struct ShardState {
     pub outcome: Option<Outcome>,
 }
 
+impl ShardState {
+    /// Whether any member was ever published as the master.
+    pub(super) fn has_had_a_master(&self) -> bool {
+        self.phase != Phase::Promoting || !self.from.is_empty()
+    }
+}
+
 /// What an operator wants of a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {

@@ -80,6 +80,11 @@ impl Member {
                 self.order(Order::Inspect);
             }
             (Stage::HandingOver(Handing::SteppingDown), Ordered::Done(_)) => self.enter(Stage::Releasing),
+            (Stage::HandingOver(Handing::SteppingDown), _) => {
+                // By force: whoever cannot be stopped otherwise is killed, and its death releases the shard.
+                self.log(Level::Error, "its server did not stop taking writes: it is killed".to_owned());
+                self.out.push(Command::Kill);
+            }
             (Stage::HandingOver(_), Ordered::Unsupported) => {
                 self.refuse_handover("its server cannot pause writes (redis can from 6.2 on)");
             }

@@ -340,7 +340,7 @@ impl Member {
         let shared = |id: &String| [&view.replid, &view.replid2].contains(&id);
         // Who did not have what the last master had has no more now.
         let barred = |address: &String| {
-            !state.replid.is_empty() && *address != state.from && !state.heirs.contains(address)
+            state.has_had_a_master() && *address != state.from && !state.heirs.contains(address)
         };
         let heir = |address: &String| {
             let node = self.know.members.get(address).and_then(|slot| slot.content());
