@@ -88,6 +88,7 @@ impl Member {
             Phase::Promoting if ours && state.handover.is_some() && !self.lacks(&state) => self.make_master(),
             // Others may have it; if nobody stands who does, it stands as all do.
             Phase::Promoting if ours && state.handover.is_some() && !stood => {
+                self.declined = Some(state.epoch);
                 self.give_up("it does not have all that was handed over to it".to_owned());
             }
             // The one that handed over to another takes its place again.
