@@ -187,9 +187,14 @@ fn following(member: &MemberReport) -> String {
 fn foot(shard: &ShardReport) -> String {
     let mut text =
         format!("{} here: {}: {}\n", plain(&shard.address), plain(&shard.stage), plain(&shard.sentence));
-    if let Some(pause) = &shard.pause {
-        let line =
-            format!("paused for {} by {}: {}", super::pause::spelled(pause.for_ms), pause.by, pause.reason);
+    let pauses = [("", shard.pause.iter()), ("this host is ", shard.host_pause.iter())];
+    for (whom, pause) in pauses.into_iter().flat_map(|(whom, pause)| pause.map(move |pause| (whom, pause))) {
+        let line = format!(
+            "{whom}paused for {} by {}: {}",
+            super::pause::spelled(pause.for_ms),
+            pause.by,
+            pause.reason
+        );
         let _ = writeln!(text, "{}", Colour::Yellow.paint(&plain(&line)));
     }
     for why in &shard.hindrances {

@@ -1,19 +1,27 @@
 //! `yagent pause` and `yagent resume`: no switching for a while.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
-use super::{Failure, NO_SHARDS, ask, ended, find, ids, order};
+use super::{Failure, NO_SHARDS, ask, ask_one, ended, find, ids, order};
 use crate::{
     cli::{check::print_line, client::Agent},
-    core::failover::ShardReport,
+    core::failover::{PauseNode, ShardReport},
 };
 
 /// The longest pause. Whoever wants more asks again.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The longest reason, in bytes: it must find room in a request and a node.
 const REASON_AT_MOST: usize = 500;
+/// How long ZooKeeper may take to have it.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether it does.
+const PACE: Duration = Duration::from_millis(20);
 
 /// What is paused.
 #[derive(Clone, Debug, clap::Args)]
@@ -54,7 +62,7 @@ pub(in crate::cli) struct ResumeArgs {
     scope: Scope,
 }
 
-/// Pauses: 0 when the agent took it, 69 when it refuses or cannot be asked, 64 when there is no such shard.
+/// Pauses: 0 when it stands in ZooKeeper, 69 when it does not or the agent cannot be asked, 64 when there is no such shard.
 #[must_use]
 pub(in crate::cli) fn pause(args: &PauseArgs) -> ExitCode {
     let for_ms = u64::try_from(args.long.as_millis()).unwrap_or(u64::MAX);
@@ -63,20 +71,24 @@ pub(in crate::cli) fn pause(args: &PauseArgs) -> ExitCode {
             "host": args.scope.host})
     };
     let done = format!("paused for {}", spelled(for_ms));
-    ended(order_of(&args.agent, &args.scope, request, &done), Failure::code)
+    let stands = |pause: Option<&PauseNode>| {
+        pause.is_some_and(|pause| pause.for_ms == for_ms && pause.reason == args.reason)
+    };
+    ended(order_of(&args.agent, &args.scope, request, stands, &done), Failure::code)
 }
 
 /// Ends a pause; the exit codes are those of `pause`.
 #[must_use]
 pub(in crate::cli) fn resume(args: &ResumeArgs) -> ExitCode {
     let request = |shard: &ShardReport| json!({"verb": "resume", "shard": shard.id, "host": args.scope.host});
-    ended(order_of(&args.agent, &args.scope, request, "goes on"), Failure::code)
+    ended(order_of(&args.agent, &args.scope, request, |pause| pause.is_none(), "goes on"), Failure::code)
 }
 
 fn order_of(
     agent: &Agent,
     scope: &Scope,
     request: impl Fn(&ShardReport) -> Value,
+    stands: impl Fn(Option<&PauseNode>) -> bool,
     done: &str,
 ) -> Result<ExitCode, Failure> {
     let shards = ask(agent)?;
@@ -88,6 +100,7 @@ fn order_of(
             Failure::Refused(why) => Failure::Refused(format!("shard {}: {why}", shard.id)),
             other => other,
         })?;
+        confirm(agent, scope, shard, &stands)?;
     }
     for shard in meant {
         let what =
@@ -95,6 +108,30 @@ fn order_of(
         print_line(&format!("{what}: {done}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the agent has read from ZooKeeper what was asked for.
+fn confirm(
+    agent: &Agent,
+    scope: &Scope,
+    shard: &ShardReport,
+    stands: impl Fn(Option<&PauseNode>) -> bool,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    loop {
+        let now = ask_one(agent, &shard.id)?;
+        let pause =
+            |shard: &ShardReport| if scope.host { shard.host_pause.clone() } else { shard.pause.clone() };
+        if stands(now.as_ref().and_then(pause).as_ref()) {
+            return Ok(());
+        }
+        if begun.elapsed() >= LIMIT {
+            let why =
+                format!("shard {}: it is not in ZooKeeper after {} s: ask again", shard.id, LIMIT.as_secs());
+            return Err(Failure::Refused(why));
+        }
+        thread::sleep(PACE);
+    }
 }
 
 impl Scope {

@@ -270,7 +270,8 @@ mod tests {
         assert_eq!(why(|n| n.replid = "before".into(), &state()), format!("it has not followed {A}"));
         assert_eq!(why(|n| (n.offset, n.round) = (800, 0), &state()), "eligible", "its offset may be old");
         assert_eq!(why(|n| n.master = C.into(), &state()), "eligible", "C was the master once");
-        let untold = ShardState { replid: String::new(), heirs: vec![C.into()], ..state() };
+        let done = super::super::Phase::Done;
+        let untold = ShardState { phase: done, replid: String::new(), heirs: vec![C.into()], ..state() };
         assert_eq!(why(|n| n.replid.clear(), &untold), format!("it did not keep up with {A}"));
         let begun = ShardState { offset: 0, ..state() };
         assert_eq!(of(&[node(B, 0)], Some(&begun)).1, [0], "no master ever had more");

@@ -155,6 +155,8 @@ pub struct Member {
     /// What it knows is not known: it is told even where it needs to know nothing.
     feed_anew: bool,
     fencer: bool,
+    /// Since when its server has been without one.
+    unarmed: Option<Instant>,
     /// The fencer acted since the last order was given.
     fenced_meanwhile: bool,
     /// Both clocks at the last step.
@@ -247,6 +249,7 @@ impl Member {
             fed: None,
             feed_anew: false,
             fencer: false,
+            unarmed: None,
             fenced_meanwhile: false,
             clock: now,
             set_back: None,
@@ -343,7 +346,14 @@ impl Member {
         let lease =
             (self.stage.needs_lease() || self.grace_until.is_some()).then(|| self.lease_ends()).flatten();
         let look = (self.life == Life::Up && self.running.is_none()).then(|| self.look_at());
-        let others = [self.renew_fence, self.retry, self.reread, self.hurry, self.pause_ends()];
+        let others = [
+            self.renew_fence,
+            self.retry,
+            self.reread,
+            self.hurry,
+            self.pause_ends(),
+            self.host_pause_ends(),
+        ];
         // What is over was dealt with, as far as it could be.
         [stage, lease, look].into_iter().chain(others).flatten().filter(|at| *at > self.now.at).min()
     }
@@ -445,7 +455,10 @@ impl Member {
         self.life = life;
         match life {
             Life::Started => {}
-            Life::Up => self.next_look = self.now.at,
+            Life::Up => {
+                self.next_look = self.now.at;
+                self.unarmed = (!self.fencer).then_some(self.now.at);
+            }
             Life::Dead => self.take_death(),
         }
     }
@@ -477,16 +490,23 @@ impl Member {
     fn take_fencer(&mut self, there: bool) {
         if self.fencer != there {
             self.fencer = there;
+            self.unarmed = (!there).then_some(self.now.at);
             if there {
                 self.resolve("fencer-down", &format!("a fencer stands by for {}", self.plan.address));
-            } else if self.life == Life::Up && self.plan.fencing {
-                let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
-                self.fire("fencer-down", Severity::Warning, &text);
+            } else if self.life == Life::Up {
+                self.tell_unarmed();
             }
             // A new fencer knows of no lease, or of the last one; what the one before did is not known.
             self.fed = None;
             self.feed_anew = true;
             (self.guard, self.fenced_meanwhile) = (None, true);
+        }
+    }
+
+    fn tell_unarmed(&mut self) {
+        if self.plan.fencing {
+            let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
+            self.fire("fencer-down", Severity::Warning, &text);
         }
     }
 
@@ -565,6 +585,9 @@ impl Member {
         self.last_figures = Some((view.offset, view.keys));
         self.tell_resync(&view);
         self.view = Some(view);
+        if self.unarmed.is_some_and(|since| self.now.at >= since + HEIRS_FOR) {
+            self.tell_unarmed();
+        }
         self.mark_offset();
         self.extend_failsafe();
         self.meet_an_unknown_master();

@@ -82,9 +82,9 @@ pub struct ShardState {
 }
 
 impl ShardState {
-    /// Whether any member was ever published as the master.
+    /// Whether any member was ever published as the master, as far as can be told.
     pub(super) fn has_had_a_master(&self) -> bool {
-        self.phase != Phase::Promoting || !self.from.is_empty()
+        self.phase == Phase::Done || !self.from.is_empty() || !self.replid.is_empty()
     }
 }
 

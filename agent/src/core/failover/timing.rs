@@ -90,6 +90,18 @@ impl fmt::Display for TimingError {
         let (t, session) = (&self.timing, self.session);
         let s = |duration: Duration| format!("{}", (duration.as_secs_f64() * 1000.0).round() / 1000.0);
         let sum = t.lease + t.reserve(session);
+        let most = session.saturating_sub(t.reserve(session));
+        if t.lease <= session / 3 && most > session / 3 {
+            return write!(
+                f,
+                "the lease is too short: redis_lease {} s, and it must be more than a third of zoo_session_timeout, which \
+                 is {} s; raise redis_lease above {} s, to {} s at most",
+                s(t.lease),
+                s(session),
+                s(session / 3),
+                s(most)
+            );
+        }
         write!(
             f,
             "the lease does not fit into the session: redis_lease {} + CheckInterval {} + redis_fence_time {} + zoo_tick {} + \
@@ -102,7 +114,6 @@ impl fmt::Display for TimingError {
             s(sum),
             s(session)
         )?;
-        let most = session.saturating_sub(t.reserve(session));
         if most > session / 3 {
             return write!(f, "; lower redis_lease to at most {} s", s(most));
         }
@@ -157,6 +168,8 @@ mod tests {
         assert!(told.contains("= 30.3 s") && told.contains("lower redis_lease to at most 19.7 s"), "{told}");
         let told = seconds(3, 5, 3, 6).check().unwrap_err().to_string();
         assert!(told.contains("raise zoo_session_timeout to at least 21 s"), "{told}");
+        let told = seconds(5, 5, 3, 30).check().unwrap_err().to_string();
+        assert!(told.contains("raise redis_lease above 10 s, to 19.7 s at most"), "{told}");
     }
 
     #[test]

@@ -31,7 +31,8 @@ impl Member {
         if self.know.state.is_garbage() {
             return self.say(Level::Error, "`state` cannot be read: nothing is done".to_owned());
         }
-        if self.is_paused() {
+        // A pause is no reason to lose the place that it has.
+        if self.is_paused() && !self.is_at_its_place() {
             return self.say(Level::Info, "paused by an operator".to_owned());
         }
         let session = self.session.as_ref().map(|facts| facts.session);
@@ -239,6 +240,11 @@ impl Member {
         }
     }
 
+    fn is_at_its_place(&self) -> bool {
+        let recorded = |state: &ShardState| state.master == self.plan.address && state.phase == Phase::Done;
+        self.role() == Role::Master && self.know.state().is_some_and(recorded)
+    }
+
     /// It is written down as the master, and its server is one or has all that it had.
     fn is_recorded_master(&self, state: &ShardState) -> bool {
         let Some(view) = &self.view else { return false };
@@ -264,11 +270,12 @@ impl Member {
     }
 
     fn claim_our_place(&mut self, state: &ShardState) {
-        if self.is_host_paused() || (self.plan.fencing && !self.fencer) {
-            return self.say(
-                Level::Warn,
-                "it is the recorded master and cannot lead: no fencer stands by".to_owned(),
-            );
+        let unarmed = self.plan.fencing && !self.fencer;
+        if let Some(why) = (self.is_host_paused() && self.role() != Role::Master)
+            .then_some("its host is paused")
+            .or(unarmed.then_some("no fencer stands by"))
+        {
+            return self.say(Level::Warn, format!("it is the recorded master and cannot lead: {why}"));
         }
         self.say(Level::Info, "it is the recorded master and takes its place again".to_owned());
         if self.role() == Role::Replica {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::{
-    Asked, Change, HEIRS_FOR, Member, Now, Order, Phase, Purpose, Role, ShardState, Stage, VERSION, encode,
+    Asked, Change, HEIRS_FOR, Member, Order, Phase, Purpose, Role, ShardState, Stage, VERSION, encode,
 };
 use crate::{
     core::{
@@ -44,10 +44,12 @@ impl Member {
         };
         if let Some(severity) = severity {
             let lost = match self.lost_bytes {
-                Some(0) | None => String::new(),
-                Some(bytes) => format!("; {bytes} bytes of its data are lost"),
+                _ if self.why == Change::Switchover => "nothing is lost".to_owned(),
+                None => "what of its last writes is lost is not known".to_owned(),
+                Some(0) => "nothing of what its agent saw is lost".to_owned(),
+                Some(bytes) => format!("{bytes} bytes of its data are lost"),
             };
-            self.fire("failover", severity, &format!("{} {how}{lost}", self.plan.address));
+            self.fire("failover", severity, &format!("{} {how}; {lost}", self.plan.address));
         }
         self.resolve("shard-fenced", &format!("{} {how}", self.plan.address));
         self.resolve("shard-no-candidate", &format!("{} {how}", self.plan.address));
@@ -227,10 +229,14 @@ impl Member {
     }
 
     pub(super) fn is_host_paused(&self) -> bool {
-        let ends =
-            |(pause, (_, seen)): (&PauseNode, (u64, Now))| seen.at + Duration::from_millis(pause.for_ms);
-        let both = self.know.host_pause.content().zip(self.know.host_pause_seen);
-        both.map(ends).is_some_and(|at| self.now.at < at)
+        self.host_pause_ends().is_some_and(|at| self.now.at < at)
+    }
+
+    /// When the host's own pause ends.
+    pub(super) fn host_pause_ends(&self) -> Option<Instant> {
+        let pause = self.know.host_pause.content()?;
+        let (_, seen) = self.know.host_pause_seen?;
+        Some(seen.at + Duration::from_millis(pause.for_ms))
     }
 
     /// Whoever sees it end removes it; that it is gone already is as well.
@@ -238,9 +244,16 @@ impl Member {
         let over = self.pause_ends().is_some_and(|at| self.now.at >= at);
         if over && self.know.pause.fresh && self.connected && !self.is_asked(&Asked::PutPause) {
             let path = self.plan.path("pause");
-            self.know.pause.seen = None;
+            let version = self.know.pause.seen.take().map_or(-1, |seen| seen.version);
             self.know.pause_seen = None;
-            self.request(Asked::PutPause, Request::Delete { path, version: -1 });
+            self.request(Asked::PutPause, Request::Delete { path, version });
+        }
+        let over = self.host_pause_ends().is_some_and(|at| self.now.at >= at);
+        if over && self.know.host_pause.fresh && self.connected && !self.is_asked(&Asked::PutHostPause) {
+            let path = self.host_pause_path();
+            let version = self.know.host_pause.seen.take().map_or(-1, |seen| seen.version);
+            self.know.host_pause_seen = None;
+            self.request(Asked::PutHostPause, Request::Delete { path, version });
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Life, Member, Now, Role, Stage};
-use crate::core::failover::{HistoryEntry, MemberNode, PauseNode, ShardState, Verdict, candidates};
+use crate::core::failover::{HistoryEntry, MemberNode, PauseNode, Phase, ShardState, Verdict, candidates};
 
 /// What `status` and `yagent shards` show of a shard, as this member sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct ShardReport {
     pub members: Vec<MemberReport>,
     /// An operator's pause.
     pub pause: Option<PauseNode>,
+    /// An operator's pause of this host.
+    pub host_pause: Option<PauseNode>,
     /// The last changes, oldest first.
     pub history: Vec<HistoryEntry>,
     /// Why the shard could not fail over right now; empty when it could.
@@ -67,6 +69,7 @@ impl Member {
             hindrances: self.hindrances(&members),
             members,
             pause: self.know.pause.content().cloned(),
+            host_pause: self.know.host_pause.content().cloned(),
             history: self.know.history.content().cloned().unwrap_or_default(),
         }
     }
@@ -107,8 +110,12 @@ impl Member {
         if let Some(pause) = self.know.pause.content() {
             why.push(format!("paused by {}: {}", pause.by, pause.reason));
         }
-        if self.know.state().is_none() {
-            why.push("the shard has no master yet".to_owned());
+        match self.know.state() {
+            None => why.push("the shard has no master yet".to_owned()),
+            Some(state) if state.phase != Phase::Done || self.know.lock.seen.is_none() => {
+                why.push("nobody is the master right now".to_owned());
+            }
+            Some(_) => {}
         }
         if !members.iter().any(|member| member.next) {
             why.push("no replica may be promoted".to_owned());
