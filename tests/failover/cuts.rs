@@ -46,6 +46,12 @@ fn a_master_that_hears_nobody_is_succeeded() {
     is_succeeded(Cluster::deafen);
 }
 
+/// It hears all and can be heard by nobody.
+#[test]
+fn a_master_that_nobody_hears_is_succeeded() {
+    is_succeeded(Cluster::mute);
+}
+
 #[test]
 fn a_master_cut_off_stops_within_its_lease() {
     let cluster = Plan::new(3).start();

@@ -22,7 +22,13 @@ fn a_master_that_crashes_is_succeeded_and_comes_back_as_a_replica() {
     assert_eq!(new.epoch, epoch + 1);
     assert_ne!(cluster.host_of(new.master), old);
     writer.wait_ack_by(new.master);
-    assert_eq!(cluster.address(cluster.wait_steady()), new.master);
+    let host = cluster.wait_steady();
+    assert_eq!(cluster.address(host), new.master);
+    cluster.hosts[host].wait_status("its replicas are back", |status| !status.fires("failover/"));
+    let log = cluster.hosts[host].log_text();
+    for told in ["is the master ", "the shard has its replicas back"] {
+        assert!(log.contains(told), "the alert does not tell that it {told}");
+    }
     assert!(matches!(cluster.role(old), Role::Replica(..)));
     wait_same_keys(&cluster);
     assert!(cluster.keys(old) >= 50, "the empty one took the data of the others, not they its emptiness");

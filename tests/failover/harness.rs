@@ -13,7 +13,7 @@ use yagent_tests::{
 };
 
 /// A server that ends with the test.
-struct Running(Child, SocketAddr);
+pub(crate) struct Running(Child, pub(crate) SocketAddr);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -23,10 +23,15 @@ impl Drop for Running {
 }
 
 fn redis(space: &Space) -> Running {
+    redis_at(space, 7000)
+}
+
+/// A redis that somebody starts by hand.
+pub(crate) fn redis_at(space: &Space, port: u16) -> Running {
     let mut command = space.command(programs::redis_server());
-    command.args(["--port", "7000", "--save", "", "--protected-mode", "no"]).stdout(Stdio::null());
+    command.args(["--port", &port.to_string(), "--save", "", "--protected-mode", "no"]).stdout(Stdio::null());
     let child = command.spawn().unwrap();
-    let address = SocketAddr::from((space.address(), 7000));
+    let address = SocketAddr::from((space.address(), port));
     wait::until("redis answers", || space.run(|| ping(address)));
     Running(child, address)
 }
@@ -50,6 +55,8 @@ fn cuts_stop_what_they_name_and_nothing_else() {
     assert_eq!(all(), (true, false, true));
     server.cut(&Cut::Deaf(vec![other.address()]));
     assert_eq!(all(), (true, true, false));
+    server.cut(&Cut::Mute(vec![one.address()]));
+    assert_eq!(all(), (true, false, true));
     server.heal();
     assert_eq!(all(), (true, true, true));
 }
@@ -60,10 +67,15 @@ fn a_one_way_cut_lets_the_other_way_pass() {
     let (server, client) = (net.host(1), net.host(2));
     let running = redis(&server);
     let address = running.1;
-    let mut link = client.run(|| Redis::connect_to(address, Duration::from_millis(300))).unwrap();
+    let connect = || client.run(|| Redis::connect_to(address, Duration::from_millis(300))).unwrap();
+    let (mut link, mut other) = (connect(), connect());
     link.call(&["SET", "a", "1"]).unwrap();
     client.cut(&Cut::Deaf(vec![server.address()]));
     assert!(link.call(&["SET", "a", "2"]).is_err(), "no answer is heard");
     let value = server.run(|| Redis::connect_to(address, Duration::from_secs(1))?.call(&["GET", "a"]));
     assert_eq!(value.unwrap(), "2", "but the request arrived");
+    client.cut(&Cut::Mute(vec![server.address()]));
+    assert!(other.call(&["SET", "a", "3"]).is_err(), "no request arrives");
+    let value = server.run(|| Redis::connect_to(address, Duration::from_secs(1))?.call(&["GET", "a"]));
+    assert_eq!(value.unwrap(), "2");
 }

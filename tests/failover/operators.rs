@@ -9,7 +9,7 @@ use yagent_tests::{
     wait,
 };
 
-use crate::{FAST, IN_FLIGHT, fill, nothing_changes_for, wait_same_keys};
+use crate::{FAST, IN_FLIGHT, fill, keeps_its_master_for, nothing_changes_for, wait_same_keys};
 
 fn shard(cluster: &Cluster) -> String {
     cluster.address(0).to_string()
@@ -152,6 +152,24 @@ fn in_a_pause_nothing_is_switched_and_fencing_still_works() {
     assert_ne!(cluster.host_of(new.master), old);
     cluster.hosts[old].launch();
     cluster.wait_steady();
+}
+
+#[test]
+fn an_agent_that_is_restarted_in_a_pause_keeps_its_master() {
+    let mut cluster = Plan::new(2).start();
+    fill(&cluster, 10);
+    let (shard, master) = (shard(&cluster), cluster.master());
+    let output = cluster.yagent(master, &["pause", &shard, "--for", "5m", "--reason", "a test"]);
+    assert!(output.status.success(), "{output:?}");
+    let former = cluster.watch.node("lock")["nonce"].clone();
+    cluster.hosts[master].kill9();
+    cluster.hosts[master].launch();
+    let theirs = |lock: &serde_json::Value| lock["nonce"].is_string() && lock["nonce"] != former;
+    cluster.watch.wait_node("lock", "the new agent has it", theirs);
+    keeps_its_master_for(&cluster, SESSION + Duration::from_secs(1));
+    wait::until("it takes writes", || cluster.write(master));
+    assert!(cluster.yagent(master, &["resume", &shard]).status.success());
+    assert_eq!(cluster.wait_steady(), master);
 }
 
 #[test]

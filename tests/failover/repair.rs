@@ -7,7 +7,7 @@ use yagent_tests::{
     wait,
 };
 
-use crate::{fill, nothing_changes_for, wait_same_keys};
+use crate::{fill, harness::redis_at, nothing_changes_for, wait_same_keys};
 
 #[test]
 fn a_replica_made_a_master_by_hand_is_made_a_replica_again() {
@@ -41,6 +41,43 @@ fn a_replica_pointed_elsewhere_by_hand_is_pointed_back() {
     });
     assert_eq!((cluster.wait_steady(), cluster.watch.epoch()), (master, epoch));
     wait_same_keys(&cluster);
+}
+
+#[test]
+fn a_replica_pointed_out_of_the_shard_by_hand_is_pointed_back() {
+    let cluster = Plan::new(2).start();
+    fill(&cluster, 10);
+    let (master, epoch, replica) = (cluster.master(), cluster.watch.epoch(), cluster.replica());
+    let stranger = redis_at(&cluster.spaces[master], 7000);
+    let (ip, port) = (stranger.1.ip().to_string(), stranger.1.port().to_string());
+    cluster.call(replica, &["REPLICAOF", &ip, &port]).unwrap();
+    wait::until("it follows again", || match cluster.role(replica) {
+        Role::Replica(of, true) if of == cluster.address(master).to_string() => Ok(()),
+        role => Err(format!("{role:?}")),
+    });
+    assert_eq!((cluster.wait_steady(), cluster.watch.epoch()), (master, epoch));
+    wait_same_keys(&cluster);
+    assert_eq!(cluster.keys(replica), 10, "it has the data of its shard");
+}
+
+/// While its agent was not there, somebody started another server in the place of a replica: a master, with data.
+#[test]
+fn a_master_started_by_hand_in_a_replicas_place_is_made_a_replica() {
+    let mut cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    let (master, epoch, rogue) = (cluster.master(), cluster.watch.epoch(), cluster.replica());
+    cluster.crash_host(rogue);
+    let running = redis_at(&cluster.spaces[rogue], cluster.address(rogue).port());
+    cluster.call(rogue, &["SET", "stray", "x"]).unwrap();
+    cluster.hosts[rogue].launch();
+    wait::until("it follows", || match cluster.role(rogue) {
+        Role::Replica(of, true) if of == cluster.address(master).to_string() => Ok(()),
+        role => Err(format!("{role:?}")),
+    });
+    assert_eq!((cluster.wait_steady(), cluster.watch.epoch()), (master, epoch));
+    wait_same_keys(&cluster);
+    assert_eq!(cluster.keys(rogue), 10);
+    drop(running);
 }
 
 #[test]

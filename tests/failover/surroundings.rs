@@ -56,7 +56,7 @@ fn clocks_that_are_hours_apart_matter_to_nobody() {
 }
 
 #[test]
-fn a_full_disk_is_told_of_and_no_reason_to_switch() {
+fn a_full_disk_is_no_reason_to_switch() {
     let mut cluster = Plan::new(2).conf("save 1 1\nstop-writes-on-bgsave-error yes").prepare();
     let disk = |cluster: &Cluster, host: usize| cluster.hosts[host].path().join("disk");
     for host in 0..2 {

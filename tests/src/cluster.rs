@@ -280,9 +280,18 @@ impl Cluster {
 
     /// What the host sends to ZooKeeper and its peers arrives; it hears neither.
     pub fn deafen(&self, host: usize) {
-        let mut unheard = self.addresses(&self.others(&[host]));
-        unheard.push(self.zookeeper.address());
-        self.spaces[host].cut(&Cut::Deaf(unheard));
+        self.spaces[host].cut(&Cut::Deaf(self.everybody_but(host)));
+    }
+
+    /// It hears ZooKeeper and its peers; what it sends them does not arrive.
+    pub fn mute(&self, host: usize) {
+        self.spaces[host].cut(&Cut::Mute(self.everybody_but(host)));
+    }
+
+    fn everybody_but(&self, host: usize) -> Vec<Ipv4Addr> {
+        let mut others = self.addresses(&self.others(&[host]));
+        others.push(self.zookeeper.address());
+        others
     }
 
     /// Everything passes again.

@@ -51,6 +51,8 @@ pub enum Cut {
     From(Vec<Ipv4Addr>),
     /// What these send; what it sends them passes.
     Deaf(Vec<Ipv4Addr>),
+    /// What it sends to these; what they send passes.
+    Mute(Vec<Ipv4Addr>),
 }
 
 impl Net {
@@ -166,6 +168,7 @@ impl Space {
                 (format!("ip saddr {} drop", list(who)), format!("ip daddr {} drop", list(who)))
             }
             Cut::Deaf(who) => (format!("ip saddr {} drop", list(who)), String::new()),
+            Cut::Mute(who) => (String::new(), format!("ip daddr {} drop", list(who))),
         };
         self.nft(&format!(
             "table inet cut\ndelete table inet cut\ntable inet cut {{\n\
