@@ -282,10 +282,10 @@ fn what_the_next_agent_does_not_guard_is_let_go() {
     let (writes, until) = (server.writes(), agent.lease(&server));
     drop(agent);
     let mut next = place.agent();
-    next.fencer.let_go(&mut next.poll, format!("redis:{}", server.port));
+    next.fencer.let_go(&mut next.poll, format!("redis:{}", server.port), true);
     next.until("the fencer had it", |agent| !agent.disarmed.is_empty());
     next.until("the time for a fence is over", |_| *writes.lock().unwrap() > until + LEASE);
-    next.fencer.let_go(&mut next.poll, "redis:1".to_owned());
+    next.fencer.let_go(&mut next.poll, "redis:1".to_owned(), true);
     assert_eq!(next.disarmed, [format!("redis:{}", server.port)]);
 }
 

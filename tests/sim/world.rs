@@ -263,7 +263,7 @@ impl World {
             Action::Kill { id } => self.kill(id),
             Action::Converse { id, talk, deadline } => self.converse(id, talk, deadline),
             Action::Expire { id, talk } => self.expire(id, talk),
-            Action::Order { .. } | Action::Lease { .. } | Action::Request { .. } => {
+            Action::Order { .. } | Action::Lease { .. } | Action::Grace { .. } | Action::Request { .. } => {
                 unreachable!("no instance of this world has peers")
             }
             Action::AskLastWords { id } => self.later(MS, Happening::Words { id }),

@@ -291,6 +291,8 @@ pub enum Command {
     },
     /// Tell the fencer: the server may be a master until then; `None`: it is none and needs no fencing.
     Lease(Option<Instant>),
+    /// Tell the fencer: until then at most, unless it knows of a lease already. Somebody else's leave may be behind it.
+    Grace(Instant),
     /// `kill -9` the server: it must take no writes and cannot be asked to.
     Kill,
     /// Raise an alert; `what` is the key without the shard.

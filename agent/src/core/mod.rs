@@ -381,6 +381,13 @@ pub enum Action {
         /// Until when.
         until: Option<Instant>,
     },
+    /// Tell the fencer so where it knows of no lease: the instance may be a master until then at most.
+    Grace {
+        /// Which.
+        id: InstanceId,
+        /// Until when.
+        until: Instant,
+    },
     /// Ask the registry.
     Request {
         /// Comes back with the answer.

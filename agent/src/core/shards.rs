@@ -213,6 +213,7 @@ impl Shards {
                 }
                 Command::Order { order, until } => Action::Order { id, order, deadline: until },
                 Command::Lease(until) => Action::Lease { id, until },
+                Command::Grace(until) => Action::Grace { id, until },
                 Command::Kill => Action::Kill { id },
                 Command::Fire { what, severity, summary } => {
                     match means.alerts.fire(means.now.unix_ms, &format!("{what}/{shard}"), severity, &summary)

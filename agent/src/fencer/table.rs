@@ -200,6 +200,12 @@ impl Table {
         let Some(entry) = self.0.get_mut(index) else { return };
         let until = match lease {
             Lease::Kept => return,
+            Lease::AtMost(until) => {
+                if entry.phase == Phase::Fed && entry.until.is_none() {
+                    entry.until = Some(until);
+                }
+                return;
+            }
             Lease::None => None,
             Lease::Until(until) => Some(until),
         };
@@ -389,6 +395,20 @@ mod tests {
         assert!(matches!(phase(&table), Phase::Fenced { .. }));
         table.arm(0, &arm(2, b"PAUSE"));
         assert_eq!((phase(&table), table.next_deadline()), (Phase::Fed, None));
+    }
+
+    #[test]
+    fn a_grace_ends_no_later_than_the_lease_before_it() {
+        let mut table = leased(b"PAUSE");
+        table.lease(0, Lease::AtMost(20 * SECOND), SECOND);
+        assert_eq!(table.next_deadline(), Some(10 * SECOND));
+        table.due(10 * SECOND);
+        table.lease(0, Lease::AtMost(20 * SECOND), 11 * SECOND);
+        assert!(matches!(phase(&table), Phase::Fencing { .. }));
+        let mut table = Table::new(1);
+        table.arm(0, &arm(1, b"PAUSE"));
+        table.lease(0, Lease::AtMost(20 * SECOND), SECOND);
+        assert_eq!(table.next_deadline(), Some(20 * SECOND));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub enum Lease {
     None,
     /// Until this time of the monotonic clock, in nanoseconds.
     Until(u64),
+    /// The same where the fencer knows of no lease; else as it has it.
+    AtMost(u64),
 }
 
 /// A server to stand by for, and how.
@@ -144,6 +146,7 @@ impl Frame {
             Lease::Kept => (0, 0),
             Lease::None => (1, 0),
             Lease::Until(until) => (2, until),
+            Lease::AtMost(until) => (3, until),
         };
         self.put(&[kind]).put(&until.to_le_bytes())
     }
@@ -204,6 +207,7 @@ impl<'a> Cursor<'a> {
             (0, _) => Some(Lease::Kept),
             (1, _) => Some(Lease::None),
             (2, until) => Some(Lease::Until(until)),
+            (3, until) => Some(Lease::AtMost(until)),
             _ => None,
         }
     }
@@ -334,7 +338,7 @@ mod tests {
 
     const PROCESS: ProcessId = ProcessId { pid: 7, start_ticks: 1 << 40 };
 
-    fn messages() -> [Message<'static>; 6] {
+    fn messages() -> [Message<'static>; 7] {
         let arm = |address: &str, lease| {
             Message::Arm(Arm {
                 key: &[b'k'; KEY_AT_MOST],
@@ -350,6 +354,7 @@ mod tests {
             arm("10.1.2.3:16379", Lease::Until(5)),
             arm("[fe80::1]:1", Lease::Kept),
             Message::Lease(b"redis:1", Lease::None),
+            Message::Lease(b"redis:1", Lease::AtMost(7)),
             Message::Disarm(b"redis:1"),
             Message::Ping,
             Message::Retire,

@@ -441,6 +441,7 @@ impl EventLoop {
                 self.orders.order(&mut self.poll, id, order, deadline);
             }
             Action::Lease { id, until } => self.orders.lease(id, until),
+            Action::Grace { id, until } => self.orders.grace(id, until),
             Action::Request { token, request } => self.registry.request(token, request),
             Action::AskLastWords { id } => {
                 self.spawner.submit(Job::LastWords(id, self.core.engine_name(id.engine).to_owned()));
@@ -532,8 +533,8 @@ impl EventLoop {
         let fails_over =
             |engine: &EngineSettings| self.plugins.get(&engine.engine).is_some_and(Plugin::fails_over);
         if self.engine(id.engine).is_some_and(|engine| engine.shards.is_none() && fails_over(engine)) {
-            let key = self.key(id);
-            self.orders.let_go(&mut self.poll, id, key);
+            let (key, alone) = (self.key(id), self.settings.engines.iter().all(|e| e.shards.is_none()));
+            self.orders.let_go(&mut self.poll, id, key, alone);
         }
     }
 

@@ -69,6 +69,8 @@ struct Guarded {
     means: Means,
     /// As the core last said; before that it is as a former agent said.
     lease: Option<Option<Instant>>,
+    /// Until when at most where a former agent said nothing.
+    grace: Option<Instant>,
     /// The fencer has not been told of it yet.
     arm_due: bool,
     /// The fencer has not been told of the lease yet.
@@ -102,6 +104,10 @@ pub struct Fencer {
     guarded: BTreeMap<InstanceId, Guarded>,
     /// Keys that it has not been told to let go yet.
     let_go: VecDeque<String>,
+    /// Those that a former agent may have had guarded, by a fencer of another version at worst.
+    strangers: Vec<String>,
+    /// This agent has nothing to guard, now or soon.
+    guards_nobody: bool,
     link: Option<Link>,
     /// Not before this is another one started.
     rests: Option<Instant>,
@@ -123,6 +129,8 @@ impl Fencer {
             program,
             guarded: BTreeMap::new(),
             let_go: VecDeque::new(),
+            strangers: Vec::new(),
+            guards_nobody: false,
             link: None,
             rests: None,
             pause: PAUSE_FIRST,
@@ -151,6 +159,7 @@ impl Fencer {
             process,
             means: feasible(key, means),
             lease: before.as_ref().and_then(|before| before.lease),
+            grace: before.as_ref().and_then(|before| before.grace),
             arm_due: true,
             lease_due: false,
             stands_by: before.is_some_and(|before| before.stands_by),
@@ -165,13 +174,22 @@ impl Fencer {
         if guarded.stands_by {
             self.news.push_back((id, false));
         }
-        self.let_go.push_back(guarded.key);
+        self.no_more(guarded.key);
         self.send_all();
     }
 
-    /// A former agent may have had it guarded, and this one does not: a fencer that is there lets it go.
-    pub fn let_go(&mut self, poll: &mut Poll, key: String) {
-        self.let_go.push_back(key);
+    fn no_more(&mut self, key: String) {
+        if !self.let_go.contains(&key) {
+            self.let_go.push_back(key);
+        }
+    }
+
+    /// A former agent may have had it guarded, and this one does not: a fencer that is there lets it go. `alone`: this
+    /// agent guards nothing else either.
+    pub fn let_go(&mut self, poll: &mut Poll, key: String, alone: bool) {
+        self.guards_nobody = alone;
+        self.strangers.push(key.clone());
+        self.no_more(key);
         self.tick(poll, Instant::now());
     }
 
@@ -184,6 +202,14 @@ impl Fencer {
     pub fn lease(&mut self, id: InstanceId, until: Option<Instant>) {
         let Some(guarded) = self.guarded.get_mut(&id) else { return };
         guarded.lease = Some(until);
+        guarded.lease_due = true;
+        self.send_all();
+    }
+
+    /// Until when it may take writes at most, where the fencer knows of no lease.
+    pub fn grace(&mut self, id: InstanceId, until: Instant) {
+        let Some(guarded) = self.guarded.get_mut(&id) else { return };
+        guarded.grace = Some(until);
         guarded.lease_due = true;
         self.send_all();
     }
@@ -267,7 +293,12 @@ impl Fencer {
         self.pause = (self.pause * 2).min(PAUSE_LONGEST);
         let found = match self.adopt() {
             // Where there is none, there is nothing to let go.
-            Err(_) if self.guarded.is_empty() => return self.let_go.clear(),
+            Err(_) if self.guarded.is_empty() => {
+                if self.guards_nobody {
+                    self.retire_others();
+                }
+                return self.let_go.clear();
+            }
             Err(_) => self.spawn(),
             adopted => adopted,
         };
@@ -348,6 +379,7 @@ impl Fencer {
                 && send(&socket, Message::Retire.encode().bytes(), SEND_FLAGS).is_ok()
             {
                 log::info!("the fencer of another version ({name}) is retired");
+                self.disarmed.extend(self.strangers.drain(..));
             }
         }
     }
@@ -370,7 +402,7 @@ impl Fencer {
     fn send_all(&mut self) {
         let Some(link) = &mut self.link else { return };
         for guarded in self.guarded.values_mut().filter(|guarded| guarded.lease_due && !guarded.arm_due) {
-            if !link.say(&Message::Lease(guarded.key.as_bytes(), told(guarded.lease))) {
+            if !link.say(&Message::Lease(guarded.key.as_bytes(), guarded.told())) {
                 return;
             }
             guarded.lease_due = false;
@@ -460,6 +492,16 @@ impl Link {
 }
 
 impl Guarded {
+    fn told(&self) -> Lease {
+        match (self.lease, self.grace) {
+            (None, Some(grace)) => match told(Some(Some(grace))) {
+                Lease::Until(until) => Lease::AtMost(until),
+                other => other,
+            },
+            (lease, _) => told(lease),
+        }
+    }
+
     fn arming(&self) -> Arm<'_> {
         Arm {
             key: self.key.as_bytes(),
@@ -468,7 +510,7 @@ impl Guarded {
             send: &self.means.send,
             expect: &self.means.expect,
             within: u64::try_from(self.means.within.as_nanos()).unwrap_or(u64::MAX),
-            lease: told(self.lease),
+            lease: self.told(),
         }
     }
 }

@@ -21,6 +21,8 @@ use crate::core::{
 
 /// How long a rehearsal may take, and a parting.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(1);
+/// How often a rehearsal that fails is tried, each time after an order that was answered.
+const REHEARSALS: u8 = 5;
 
 /// How far the fencer is with a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ struct Desk {
     key: String,
     pid: Option<Pid>,
     readiness: Readiness,
+    /// How often a rehearsal was not answered.
+    unanswered: u8,
     /// What runs, and when it is overdue.
     running: Option<(Matter, Instant)>,
     /// An order that came while something else ran.
@@ -96,7 +100,8 @@ impl Orders {
         self.close(poll, id);
         self.strangers.retain(|_, stranger| *stranger != id);
         let readiness = Readiness::Unrehearsed;
-        let desk = Desk { line, address, within, key, pid: None, readiness, running: None, waiting: None };
+        let (running, waiting) = (None, None);
+        let desk = Desk { line, address, within, key, pid: None, readiness, unanswered: 0, running, waiting };
         self.desks.insert(id, desk);
     }
 
@@ -118,7 +123,15 @@ impl Orders {
             return;
         };
         desk.line.hang_up(poll);
-        (desk.running, desk.waiting, desk.readiness) = (None, None, Readiness::Parting);
+        let orders = [
+            desk.running.take().filter(|(matter, _)| matches!(matter, Matter::Order(_))).map(drop),
+            desk.waiting.take().map(drop),
+        ];
+        for () in orders.into_iter().flatten() {
+            let ordered = Ordered::Failed("it is a member no more".to_owned());
+            self.events.push_back(Event::Ordered { id, ordered });
+        }
+        desk.readiness = Readiness::Parting;
         log::info!("{} is a member of no shard any more: it takes writes as it is", desk.key);
         self.fencer.disarm(id);
         self.tell_fencers_news();
@@ -132,10 +145,10 @@ impl Orders {
         }
     }
 
-    /// A server that was adopted is no member. It may have been one of a former agent's.
-    pub fn let_go(&mut self, poll: &mut Poll, id: InstanceId, key: String) {
-        self.fencer.let_go(poll, key.clone());
-        self.strangers.insert(key, id);
+    /// A server that was adopted is no member. It may have been one of a former agent's. `alone`: there are no members.
+    pub fn let_go(&mut self, poll: &mut Poll, id: InstanceId, key: String, alone: bool) {
+        self.strangers.insert(key.clone(), id);
+        self.fencer.let_go(poll, key, alone);
     }
 
     /// One that was indeed: give it a line and let it part.
@@ -148,7 +161,7 @@ impl Orders {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         desk.pid = pid;
         if pid.is_some() {
-            desk.readiness = Readiness::Unrehearsed;
+            (desk.readiness, desk.unanswered) = (Readiness::Unrehearsed, 0);
             return;
         }
         if desk.readiness == Readiness::Parting {
@@ -187,6 +200,11 @@ impl Orders {
     /// Until when an instance may be a master.
     pub fn lease(&mut self, id: InstanceId, until: Option<Instant>) {
         self.fencer.lease(id, until);
+    }
+
+    /// Until when at most, where the fencer knows of no lease.
+    pub fn grace(&mut self, id: InstanceId, until: Instant) {
+        self.fencer.grace(id, until);
     }
 
     fn begin(&mut self, poll: &mut Poll, id: InstanceId, matter: Matter, deadline: Instant) {
@@ -268,7 +286,11 @@ impl Orders {
     fn rehearsed(&mut self, poll: &mut Poll, id: InstanceId, outcome: &Outcome) {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         let Some(pid) = desk.pid.filter(|_| desk.readiness == Readiness::Rehearsing) else { return };
-        desk.readiness = Readiness::Told;
+        // A server that was slow just then may know its fence all the same.
+        let slow = matches!(outcome, Outcome::Missed { .. } | Outcome::Failed { .. });
+        desk.unanswered += u8::from(slow);
+        desk.readiness =
+            if slow && desk.unanswered < REHEARSALS { Readiness::Unrehearsed } else { Readiness::Told };
         let key = desk.key.clone();
         let known = desk
             .line

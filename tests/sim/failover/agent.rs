@@ -35,6 +35,8 @@ pub(super) struct Agent {
     wake: Option<Micros>,
     /// What the fencer was told last.
     lease: Option<Micros>,
+    /// Until when at most where it knows of no lease.
+    grace: Option<Micros>,
     /// The process that it knows of.
     pub(super) pid: u32,
     /// The process for which it knows a fencer to stand by.
@@ -100,6 +102,7 @@ impl World {
             told: None,
             wake: None,
             lease: None,
+            grace: None,
             pid: 0,
             armed: 0,
             deaths: 0,
@@ -319,7 +322,7 @@ impl World {
         let Some(agent) = &mut self.hosts[host].agent else { return };
         if agent.pid == pid {
             agent.pid = 0;
-            agent.lease = None;
+            (agent.lease, agent.grace) = (None, None);
             self.tell(host, Input::Server(Life::Dead));
             self.tell(host, Input::Fencer(false));
         }
@@ -371,6 +374,16 @@ impl World {
                     agent.lease = until;
                 }
                 self.feed(host, until);
+            }
+            Command::Grace(until) => {
+                let until = Some(self.micros(host, until));
+                let h = &mut self.hosts[host];
+                if let Some(agent) = &mut h.agent {
+                    agent.grace = until;
+                }
+                if h.fencer.until.is_none() {
+                    self.feed(host, until);
+                }
             }
             Command::Kill => {
                 let pid = self.hosts[host].redis.pid;
@@ -552,7 +565,7 @@ impl World {
         }
         let h = &mut self.hosts[host];
         let Some(agent) = &mut h.agent else { return };
-        let lease = agent.lease;
+        let lease = agent.lease.or(agent.grace);
         let fencer = &mut h.fencer;
         if !fencer.alive {
             return;

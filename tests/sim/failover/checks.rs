@@ -180,7 +180,7 @@ impl World {
         }
         let times = || lost.iter().map(|write| write.at);
         let age = times().max().unwrap_or(0) - times().min().unwrap_or(0);
-        if age > self.grace() {
+        if age > self.grace() && self.setting.fencing {
             self.violate(format!("host {host} is promoted and misses {:.1} s of writes", age as f64 / 1e6));
         }
     }

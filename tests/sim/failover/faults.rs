@@ -214,7 +214,7 @@ fn is_step(step: Step, command: &Command) -> bool {
         (Step::PutState, Command::Request(_, Request::Create { path, .. } | Request::Write { path, .. })) => {
             path_is(path, "/state")
         }
-        (Step::Lease, Command::Lease(_)) => true,
+        (Step::Lease, Command::Lease(_) | Command::Grace(_)) => true,
         (Step::Promote, Command::Order { order: Order::Promote, .. }) => true,
         (Step::Follow, Command::Order { order: Order::Follow { .. }, .. }) => true,
         (Step::Fence, Command::Order { order: Order::Fence { .. }, .. }) => true,

@@ -134,6 +134,8 @@ pub struct Member {
     know: Knowledge,
     asked: BTreeMap<RequestId, Asked>,
     next_request: u64,
+    /// The registry lets `config` not be written.
+    config_refused: bool,
     /// A change of `state` is under way.
     writing: Option<Purpose>,
     /// Since when there is no lock.
@@ -238,6 +240,7 @@ impl Member {
             returned: None,
             asked: BTreeMap::new(),
             next_request: 0,
+            config_refused: false,
             writing: None,
             lock_gone: None,
             vacant: None,
@@ -323,7 +326,12 @@ impl Member {
     pub fn wish(&mut self, now: Now, wish: Wish) -> Result<Vec<Command>, String> {
         self.now = now;
         self.accept_wish(wish)?;
+        self.watch_lease();
         self.decide();
+        self.look();
+        self.feed();
+        self.publish();
+        self.expected = self.next_deadline();
         Ok(mem::take(&mut self.out))
     }
 
@@ -331,7 +339,7 @@ impl Member {
     pub fn holds_nothing(&self) -> bool {
         let idle =
             self.stage == Stage::Following && self.writing.is_none() && !self.is_asked(&Asked::DropLock);
-        idle && self.lock_session.is_none() && self.know.lock.fresh
+        idle && !self.has_the_lock() && self.know.lock.fresh
     }
 
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
@@ -437,7 +445,7 @@ impl Member {
             return;
         }
         // Another shard: what was held in the old one is given back.
-        if self.lock_session.is_some() {
+        if self.has_the_lock() {
             self.drop_lock();
         }
         let mut new = Member::new(self.now, plan);
@@ -482,7 +490,9 @@ impl Member {
             stage if stage.is_before_the_point_of_no_return() => {
                 self.give_up("its server died".to_owned());
             }
-            Stage::Fenced | Stage::Standing { .. } => self.stage = Stage::Following,
+            // It said that it leads, and took no writes: now that it is dead a successor need not wait either.
+            Stage::Fenced => self.enter(Stage::Releasing),
+            Stage::Standing { .. } => self.stage = Stage::Following,
             _ => {}
         }
     }
@@ -525,7 +535,7 @@ impl Member {
     fn send(&mut self, order: Order) {
         match order {
             Order::Inspect => self.asked_at = self.now.at,
-            Order::Fence { .. } => self.guard = None,
+            Order::Fence { .. } | Order::Unfence { .. } => self.guard = None,
             // Whether it is one is seen afterwards, not from before.
             Order::Promote => self.view = None,
             _ => {}
@@ -607,7 +617,7 @@ impl Member {
         let beat = self.plan.timing.beat;
         let ends = self
             .lease_ends()
-            .filter(|_| self.stage == Stage::Leading)
+            .filter(|_| self.stage == Stage::Leading || self.grace_until.is_some())
             .and_then(|at| at.checked_sub(beat * 2));
         ends.map_or(self.next_look, |ends| self.next_look.min(ends.max(self.asked_at + beat / 2)))
     }
@@ -679,8 +689,11 @@ impl Member {
     /// Goes back from before the point of no return: nothing has happened to the data.
     fn give_up(&mut self, why: String) {
         self.say(Level::Warn, format!("not promoted: {why}"));
-        if self.lock_session.is_some() {
+        if self.has_the_lock() {
             self.drop_lock();
+        }
+        if self.is_offered() {
+            self.declined = self.know.state().map(|state| state.epoch);
         }
         self.enter(Stage::Following);
         self.later();

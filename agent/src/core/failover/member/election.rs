@@ -21,10 +21,11 @@ impl Member {
 
     pub(super) fn follow(&mut self) {
         // The answer to its giving the lock back was lost, and it has no server to lead with.
-        let useless = self.lock_session.is_some() && self.life == Life::Dead;
+        let useless = self.has_the_lock() && self.life == Life::Dead;
         if useless && self.connected && self.know.lock.fresh && !self.is_asked(&Asked::DropLock) {
             self.drop_lock();
         }
+        self.state_that_it_does_not_lead();
         if !self.is_informed() || self.life != Life::Up || self.view.is_none() {
             return;
         }
@@ -42,12 +43,28 @@ impl Member {
                 self.lock_is_ours();
                 self.enter(Stage::Claiming);
             }
+            // Others know by its node that it lives, see `rival_until`.
+            Some(_) if self.lock_is_of_our_past() && !self.is_present() => {
+                self.say(Level::Info, "its node is not in ZooKeeper yet".to_owned());
+            }
             Some(_) if self.lock_is_of_our_past() => {
                 self.say(Level::Info, "it takes over the lock of its agent's former run".to_owned());
                 self.drop_lock();
             }
             Some(_) => self.obey(),
             None => self.consider(),
+        }
+    }
+
+    /// Whoever stands for master need not wait for it, see `rival_until`: its server is dead, or a replica.
+    fn state_that_it_does_not_lead(&mut self) {
+        let vacant = self.connected && self.know.lock.fresh && self.know.lock.seen.is_none();
+        let certain = self.life == Life::Dead || self.role() == Role::Replica;
+        if let Some(state) = self.know.state().filter(|_| vacant && certain && self.know.state.fresh)
+            && state.master == self.plan.address
+            && state.phase != Phase::Released
+        {
+            self.round = state.epoch + 1;
         }
     }
 
@@ -60,6 +77,9 @@ impl Member {
             return self.say(Level::Info, format!("{holder} is being made the master"));
         }
         if state.master == self.plan.address {
+            if self.role() == Role::Master && self.renew_fence.is_none() {
+                return self.lose_lease(&format!("{holder} holds the lock"));
+            }
             return self.say(Level::Info, format!("it is the recorded master, but {holder} holds the lock"));
         }
         for over in ["shard-no-candidate", "failover", "shard-solo", "switchover"] {
@@ -328,8 +348,9 @@ impl Member {
         if state.phase == Phase::Released || state.master == self.plan.address {
             return None;
         }
-        let node = self.know.members.get(&state.master)?.content()?;
-        (node.round != state.epoch + 1).then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
+        let seen = self.know.members.get(&state.master)?.seen.as_ref()?;
+        let stands = seen.content.as_ref().is_some_and(|node| node.round == state.epoch + 1);
+        (!stands).then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
     }
 
     /// Its node stands in the present session: whoever sees none knows that this session is over.
@@ -424,6 +445,10 @@ impl Member {
             return self.enter(Stage::Following);
         }
         if state.as_ref().is_some_and(|state| self.is_forced_to_us(state)) {
+            if self.plan.fencing && !self.fencer {
+                return self
+                    .say(Level::Warn, "it cannot be promoted by force: no fencer stands by".to_owned());
+            }
             self.say(Level::Warn, "it stands for master by force, as an operator wants".to_owned());
             self.enter(Stage::Locking);
             return self.take_the_lock();
@@ -491,6 +516,10 @@ impl Member {
                 self.now.at
             }
         };
+        if self.plan.fencing && !self.fencer {
+            self.declined = Some(state.epoch);
+            return self.say(Level::Warn, "it declines to be the master: no fencer stands by".to_owned());
+        }
         let offset = self.view.as_ref().filter(|_| self.view_at >= since).map(|view| view.offset);
         if offset.is_some_and(|offset| offset >= handover.offset) {
             self.why = Change::Switchover;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::core::{
     alert::Severity,
-    failover::{Replica, timing::OLDEST_ACK},
+    failover::{Replica, ShardState, timing::OLDEST_ACK},
 };
 
 /// A replica that acknowledged so long ago, in whole seconds, still counts as attached for the second fence.
@@ -133,7 +133,11 @@ impl Member {
         let others = self.plan.members.iter().filter(|address| **address != self.plan.address);
         let all = others.clone().count() > 0 && others.clone().all(attached);
         let sure = self.set_back.is_none_or(|at| self.view_at >= at + CLOCK_HEALS);
-        if self.plan.failsafe && view.role == Role::Master && all && sure {
+        let agreed = self.plan.failsafe && self.agreement().config.failsafe;
+        // Whoever gave the shard up is succeeded by somebody who need not leave it first.
+        let recorded = |state: &ShardState| state.master == self.plan.address && state.phase == Phase::Done;
+        let ours = self.stage.needs_lease() || self.know.state().is_none_or(recorded);
+        if agreed && ours && view.role == Role::Master && all && sure {
             let until = self.view_at + self.plan.timing.beat;
             self.failsafe_until = Some(self.failsafe_until.map_or(until, |before| before.max(until)));
         }
@@ -235,18 +239,30 @@ impl Member {
 
     /// Tells the fencer what it must know.
     pub(super) fn feed(&mut self) {
-        let ends = self.lease_ends();
-        if self.stage.needs_lease() || self.grace_until.is_some() {
-            if ends.is_some() && (ends != self.fed || self.feed_anew) {
+        let ends = self.lease_ends().filter(|_| self.plan.fencing);
+        let needs = self.plan.fencing && (self.stage.needs_lease() || self.grace_until.is_some());
+        if let Some(until) = ends.filter(|_| needs) {
+            if ends != self.fed || self.feed_anew {
+                // A grace does not lengthen the lease of the agent's former run.
+                let failsafe = self.failsafe_until.filter(|until| *until > self.now.at);
+                let lease = match self.grace_until.filter(|_| !self.stage.needs_lease()) {
+                    None => Command::Lease(ends),
+                    Some(_) if failsafe.is_some() => Command::Lease(failsafe),
+                    Some(grace) => Command::Grace(grace.min(until)),
+                };
                 // First of all: the fencer knows of the lease before an order is given that counts on it.
-                self.out.insert(0, Command::Lease(ends));
+                self.out.insert(0, lease);
                 self.fed = ends;
                 self.feed_anew = false;
             }
             return;
         }
-        let harmless = self.life == Life::Dead || self.role() == Role::Replica;
-        let done = matches!(self.stage, Stage::Following | Stage::Standing { .. } | Stage::Releasing);
+        if needs {
+            return;
+        }
+        let harmless = !self.plan.fencing || self.life == Life::Dead || self.role() == Role::Replica;
+        let done = !self.plan.fencing
+            || matches!(self.stage, Stage::Following | Stage::Standing { .. } | Stage::Releasing);
         if harmless && done && (self.fed.is_some() || self.feed_anew) {
             self.out.push(Command::Lease(None));
             self.fed = None;

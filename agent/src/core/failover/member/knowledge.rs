@@ -207,6 +207,7 @@ impl Member {
 
     pub(super) fn take_connected(&mut self) {
         self.connected = true;
+        self.config_refused = false;
         self.returned = Some(self.now.at);
         self.asked.clear();
         self.writing = None;
@@ -390,6 +391,8 @@ impl Member {
             (Asked::PutConfig, Answer::Written(version)) => {
                 self.know.config.wrote(self.ours.clone(), version);
             }
+            // What is refused now is refused in a moment as well.
+            (Asked::PutConfig, Answer::Refused(_)) => self.config_refused = true,
             (Asked::PutConfig | Asked::PutHistory | Asked::PutPause | Asked::PutHostPause, _) => {}
             // A reading that failed is repeated with the next connection, or the next beat.
             _ => self.reread = Some(self.now.at + self.plan.timing.beat),
@@ -480,6 +483,13 @@ impl Member {
     }
 
     /// Gives the lock back, or removes that of our own past.
+    /// By what it believes, or by what stands there.
+    pub(super) fn has_the_lock(&self) -> bool {
+        let owner = self.know.lock.seen.as_ref().map(|seen| seen.owner);
+        let session = self.session.as_ref().map(|facts| facts.session);
+        self.lock_session.is_some() || owner.is_some() && owner == session
+    }
+
     pub(super) fn drop_lock(&mut self) {
         self.lock_session = None;
         self.lease_until = None;
@@ -500,7 +510,8 @@ impl Member {
     /// The leader's configuration is the shard's.
     pub(super) fn write_config(&mut self) {
         let slot = &self.know.config;
-        if !slot.fresh || slot.content() == Some(&self.ours) || self.is_asked(&Asked::PutConfig) {
+        let as_it_should_be = slot.content() == Some(&self.ours) || self.config_refused;
+        if !slot.fresh || as_it_should_be || self.is_asked(&Asked::PutConfig) {
             return;
         }
         let (path, content) = (self.plan.path("config"), encode(&self.ours.config));

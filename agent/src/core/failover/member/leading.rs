@@ -24,8 +24,7 @@ impl Member {
         self.renew_fence = None;
         self.enter(Stage::Leading);
         self.next_look = self.now.at;
-        let solo = self.is_alone();
-        self.order(Order::Unfence { min_replicas: if solo { 0 } else { self.needed() } });
+        self.let_writes_in();
         let Some(state) = self.know.state().cloned() else { return };
         let took = self.now.at.saturating_duration_since(self.begun).as_secs_f64() * 1000.0;
         let how = match self.why {
@@ -69,8 +68,20 @@ impl Member {
         self.know.state().is_some_and(|state| state.solo)
     }
 
+    /// It takes writes, while it has the replicas that it needs.
+    pub(super) fn let_writes_in(&mut self) {
+        let order = Order::Unfence { min_replicas: if self.is_alone() { 0 } else { self.needed() } };
+        if !self.is_ordered(&order) {
+            self.order(order);
+        }
+    }
+
     pub(super) fn lead(&mut self) {
         if !self.is_informed() {
+            // It has a lease: what the fencer did by mistake is undone without a registry as well.
+            if self.guard.is_none() && self.role() == Role::Master && self.may_retry() {
+                self.let_writes_in();
+            }
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.lose_lease("`state` is gone") };

@@ -40,7 +40,10 @@ impl Member {
                 self.taken = true;
                 self.back_from_locking("another one was faster");
             }
-            _ => self.back_from_locking("the lock was refused"),
+            _ => {
+                self.back_from_locking("the lock was refused");
+                self.later();
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::{Asked, Life, Member, Order, Phase, Purpose, Role, ShardState, Stage, split};
+use super::{Asked, FENCE_FOR, Life, Member, Order, Phase, Purpose, Role, ShardState, Stage, split};
 use crate::core::{
     alert::Severity,
     failover::{
@@ -188,7 +188,7 @@ impl Member {
         self.say(Level::Warn, format!("it steps down for {}, as an operator wants", intent.to));
         self.begun = self.now.at;
         self.enter(Stage::HandingOver(Handing::SteppingDown));
-        self.order(Order::Fence { long: self.plan.timing.session });
+        self.order(Order::Fence { long: FENCE_FOR });
     }
 
     /// Answers a wish with a no.
@@ -200,11 +200,14 @@ impl Member {
 
     /// Nothing was handed over yet: it goes on as the master.
     pub(super) fn refuse_handover(&mut self, why: &str) {
+        let Some(state) = self.know.state().cloned() else { return self.lose_lease("`state` is gone") };
+        if state.master != self.plan.address || state.phase != Phase::Done {
+            return self.lose_lease(&format!("`state` names {}", state.master));
+        }
         self.paused_writes = None;
         self.resolve("switchover", &format!("{} goes on as the master: {why}", self.plan.address));
         self.enter(Stage::Leading);
-        self.order(Order::Unfence { min_replicas: self.guard.unwrap_or(0) });
-        let Some(state) = self.know.state().cloned() else { return };
+        self.let_writes_in();
         if let Some(intent) = state.intent.clone()
             && self.writing.is_none()
         {
@@ -371,7 +374,7 @@ impl Member {
     }
 
     pub(super) fn released_now(&mut self) {
-        if self.lock_session.is_some() {
+        if self.has_the_lock() {
             self.drop_lock();
         }
         self.enter(Stage::Following);

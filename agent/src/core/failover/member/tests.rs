@@ -249,7 +249,7 @@ impl World {
             Command::Resolve { what, .. } => self.hosts[i].alerts.retain(|alert| *alert != what),
             Command::Log(_, text) => self.hosts[i].log.push(format!("{:.3} {text}", self.t.as_secs_f64())),
             Command::Kill => self.kill(i),
-            Command::Lease(_) => {}
+            Command::Lease(_) | Command::Grace(_) => {}
         }
     }
 
