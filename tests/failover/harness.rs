@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use tempfile::TempDir;
 use yagent_tests::{
     cache::Redis,
     cluster::net::{Cut, Net, Space},
@@ -13,12 +14,16 @@ use yagent_tests::{
 };
 
 /// A server that ends with the test.
-pub(crate) struct Running(Child, pub(crate) SocketAddr);
+pub(crate) struct Running {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    _dir: TempDir,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
@@ -28,12 +33,14 @@ fn redis(space: &Space) -> Running {
 
 /// A redis that somebody starts by hand.
 pub(crate) fn redis_at(space: &Space, port: u16) -> Running {
+    let dir = tempfile::tempdir().unwrap();
     let mut command = space.command(programs::redis_server());
+    command.arg("--dir").arg(dir.path());
     command.args(["--port", &port.to_string(), "--save", "", "--protected-mode", "no"]).stdout(Stdio::null());
     let child = command.spawn().unwrap();
     let address = SocketAddr::from((space.address(), port));
     wait::until("redis answers", || space.run(|| ping(address)));
-    Running(child, address)
+    Running { child, address, _dir: dir }
 }
 
 fn ping(address: SocketAddr) -> std::io::Result<String> {
@@ -45,7 +52,7 @@ fn cuts_stop_what_they_name_and_nothing_else() {
     let mut net = Net::new();
     let (server, one, other) = (net.host(1), net.host(2), net.host(3));
     let running = redis(&server);
-    let address = running.1;
+    let address = running.address;
     let reaches = |space: &Space| space.run(|| ping(address)).is_ok();
     let all = || (reaches(&server), reaches(&one), reaches(&other));
     assert_eq!(all(), (true, true, true));
@@ -66,7 +73,7 @@ fn a_one_way_cut_lets_the_other_way_pass() {
     let mut net = Net::new();
     let (server, client) = (net.host(1), net.host(2));
     let running = redis(&server);
-    let address = running.1;
+    let address = running.address;
     let connect = || client.run(|| Redis::connect_to(address, Duration::from_millis(300))).unwrap();
     let (mut link, mut other) = (connect(), connect());
     link.call(&["SET", "a", "1"]).unwrap();

@@ -49,7 +49,7 @@ fn a_replica_pointed_out_of_the_shard_by_hand_is_pointed_back() {
     fill(&cluster, 10);
     let (master, epoch, replica) = (cluster.master(), cluster.watch.epoch(), cluster.replica());
     let stranger = redis_at(&cluster.spaces[master], 7000);
-    let (ip, port) = (stranger.1.ip().to_string(), stranger.1.port().to_string());
+    let (ip, port) = (stranger.address.ip().to_string(), stranger.address.port().to_string());
     cluster.call(replica, &["REPLICAOF", &ip, &port]).unwrap();
     wait::until("it follows again", || match cluster.role(replica) {
         Role::Replica(of, true) if of == cluster.address(master).to_string() => Ok(()),
