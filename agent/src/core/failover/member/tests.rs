@@ -36,6 +36,8 @@ struct Host {
     session: i64,
     agent: bool,
     linked: bool,
+    /// Its fencer was told of a lease.
+    fed: bool,
     watches: Vec<String>,
     alerts: Vec<&'static str>,
     log: Vec<String>,
@@ -113,6 +115,7 @@ impl World {
             session: 0,
             agent: true,
             linked: true,
+            fed: false,
             watches: Vec::new(),
             alerts: Vec::new(),
             log: Vec::new(),
@@ -249,7 +252,8 @@ impl World {
             Command::Resolve { what, .. } => self.hosts[i].alerts.retain(|alert| *alert != what),
             Command::Log(_, text) => self.hosts[i].log.push(format!("{:.3} {text}", self.t.as_secs_f64())),
             Command::Kill => self.kill(i),
-            Command::Lease(_) | Command::Grace(_) => {}
+            Command::Lease(Some(_)) | Command::Grace(_) => self.hosts[i].fed = true,
+            Command::Lease(None) => self.hosts[i].fed = false,
         }
     }
 
@@ -537,6 +541,41 @@ fn a_master_whose_session_ends_is_fenced_and_replaced_after_the_withdrawal() {
     world.connect(0);
     world.settle();
     world.check(1);
+}
+
+#[test]
+fn a_master_that_dies_while_it_is_fenced_gives_the_shard_up() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.kill(1);
+    world.run(Duration::from_secs(6));
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(Duration::from_secs(20));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    world.kill(0);
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    assert_eq!(world.state().phase, Phase::Released, "{}", world.story());
+    assert!(!world.nodes.contains_key(&format!("{SHARD}/lock")), "{}", world.story());
+}
+
+#[test]
+fn without_fencing_no_fencer_is_told_of_a_lease() {
+    let mut world = World::new(&[0, 0]);
+    assert!(world.hosts[0].fed);
+    for i in [0, 1] {
+        world.give(i, Input::Plan(Box::new(ShardPlan { fencing: false, ..plan(i, 2) })));
+    }
+    world.settle();
+    world.check(0);
+    assert!(!world.hosts[0].fed);
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.kill(1);
+    world.run(Duration::from_secs(20));
+    assert!(!world.hosts[0].server.paused && !world.hosts[0].fed, "{}", world.story());
 }
 
 #[test]
