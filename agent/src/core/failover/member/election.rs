@@ -77,9 +77,6 @@ impl Member {
             return self.say(Level::Info, format!("{holder} is being made the master"));
         }
         if state.master == self.plan.address {
-            if self.role() == Role::Master && self.renew_fence.is_none() {
-                return self.lose_lease(&format!("{holder} holds the lock"));
-            }
             return self.say(Level::Info, format!("it is the recorded master, but {holder} holds the lock"));
         }
         for over in ["shard-no-candidate", "failover", "shard-solo", "switchover"] {
