@@ -55,6 +55,16 @@ struct Desk {
     waiting: Option<(Order, Instant)>,
 }
 
+impl Desk {
+    /// Each order is answered, those that are dropped as well.
+    fn drop_orders(&mut self, id: InstanceId, why: &str) -> Vec<Event> {
+        let running = self.running.take().filter(|(matter, _)| matches!(matter, Matter::Order(_)));
+        let dropped = usize::from(running.is_some()) + usize::from(self.waiting.take().is_some());
+        let failed = || Event::Ordered { id, ordered: Ordered::Failed(why.to_owned()) };
+        std::iter::repeat_with(failed).take(dropped).collect()
+    }
+}
+
 /// The lines for orders, and the fencer behind them.
 #[derive(Debug)]
 pub struct Orders {
@@ -123,14 +133,7 @@ impl Orders {
             return;
         };
         desk.line.hang_up(poll);
-        let orders = [
-            desk.running.take().filter(|(matter, _)| matches!(matter, Matter::Order(_))).map(drop),
-            desk.waiting.take().map(drop),
-        ];
-        for () in orders.into_iter().flatten() {
-            let ordered = Ordered::Failed("it is a member no more".to_owned());
-            self.events.push_back(Event::Ordered { id, ordered });
-        }
+        self.events.extend(desk.drop_orders(id, "it is a member no more"));
         desk.readiness = Readiness::Parting;
         log::info!("{} is a member of no shard any more: it takes writes as it is", desk.key);
         self.fencer.disarm(id);
@@ -168,14 +171,7 @@ impl Orders {
             return self.parted(poll, id);
         }
         desk.line.hang_up(poll);
-        let orders = [
-            desk.running.take().filter(|(matter, _)| matches!(matter, Matter::Order(_))).map(|_| ()),
-            desk.waiting.take().map(|_| ()),
-        ];
-        for () in orders.into_iter().flatten() {
-            let ordered = Ordered::Failed("its process is gone".to_owned());
-            self.events.push_back(Event::Ordered { id, ordered });
-        }
+        self.events.extend(desk.drop_orders(id, "its process is gone"));
         self.fencer.disarm(id);
         self.tell_fencers_news();
     }

@@ -1,7 +1,7 @@
 //! The redis backend of yagent: how an instance is started (`start`), whether it answers (`probe`), what it counted
 //! (`stats`), and its part in replication (`shard`, `inspect`, `orders`). `conf` reads redis.conf, `resp` the protocol,
-//! `trouble` and `script` what keeps
-//! a server from obeying. Pure functions over bytes; sockets, clocks and processes are the agent's.
+//! `trouble` and `script` what keeps a server from obeying. Pure functions over bytes; sockets, clocks and processes are
+//! the agent's.
 
 #![forbid(unsafe_code)]
 
