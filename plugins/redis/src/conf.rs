@@ -23,6 +23,8 @@ pub(crate) struct Conf {
     pub(crate) master_auth: bool,
     /// `min-replicas-max-lag` is set, by this name or the old one.
     pub(crate) replica_lag: bool,
+    /// It is set to 0: `min-replicas-to-write` has no effect then.
+    pub(crate) no_replica_lag: bool,
     /// `repl-backlog-ttl` is set.
     pub(crate) backlog_ttl: bool,
     /// `rename-command`: the command in lower case, and what it is called now; empty: it was taken away.
@@ -73,7 +75,9 @@ impl Conf {
             "cluster-enabled" => self.cluster = first.eq_ignore_ascii_case(b"yes"),
             "appenddirname" => self.append_dir = true,
             "masterauth" => self.master_auth = !first.is_empty(),
-            "min-replicas-max-lag" | "min-slaves-max-lag" => self.replica_lag = true,
+            "min-replicas-max-lag" | "min-slaves-max-lag" => {
+                (self.replica_lag, self.no_replica_lag) = (true, first == b"0");
+            }
             "repl-backlog-ttl" => self.backlog_ttl = true,
             "maxclients" => {
                 self.max_clients = std::str::from_utf8(first).ok().and_then(|text| text.parse().ok())
@@ -230,6 +234,7 @@ mod tests {
             loopback_only: false,
             master_auth: true,
             replica_lag: true,
+            no_replica_lag: false,
             backlog_ttl: true,
             renamed: vec![("get".to_owned(), b"hidden".to_vec()), ("config".to_owned(), Vec::new())],
         };

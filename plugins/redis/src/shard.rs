@@ -58,6 +58,11 @@ pub(crate) fn check(settings: &Settings<'_>, conf: &Conf) -> Result<(), String> 
     if conf.cluster {
         return Err("`peers` is set, and `cluster-enabled`: redis switches masters by itself then".to_owned());
     }
+    if conf.no_replica_lag {
+        return Err("`min-replicas-max-lag` is 0: redis heeds no `min-replicas-to-write` then, and a master cut off from its \
+                    replicas would go on taking writes; set it to 10, or leave it out"
+            .to_owned());
+    }
     let bind = set(settings, "bind")?;
     let loopback = |text: &str| text.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
     let alone = bind.map_or(conf.loopback_only, loopback);

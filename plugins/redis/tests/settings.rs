@@ -115,6 +115,11 @@ fn settings_that_cannot_work_are_refused() {
             "`peers` is set, and `cluster-enabled`: redis switches masters by itself then",
         ),
         ("rename-command CONFIG \"\"", "the configuration took the command CONFIG away"),
+        (
+            "min-replicas-max-lag 0",
+            "`min-replicas-max-lag` is 0: redis heeds no `min-replicas-to-write` then, and a master cut off from its \
+             replicas would go on taking writes; set it to 10, or leave it out",
+        ),
     ] {
         let more: &[(&str, &[u8])] = &[("peers", b"10.0.0.2"), ("redis_conf.content", content.as_bytes())];
         assert_eq!(create(more).map(drop).unwrap_err(), expected);

@@ -531,6 +531,9 @@ impl World {
         if h.redis.stopped {
             return h.redis.fence_waits();
         }
+        if self.setting.old {
+            return self.dies(host, pid);
+        }
         self.log(|| format!("!! host {host}: redis is fenced"));
         let h = &mut self.hosts[host];
         h.redis.pause(wall + super::redis::LONG);

@@ -26,8 +26,8 @@ struct Write {
     at: Micros,
     /// The master was alone on record: only these members might still be promoted, as bits.
     heirs: Option<u32>,
-    /// Its master was not published yet: no client knew of it.
-    early: bool,
+    /// Its master was not published yet: no client knew of it. Or its host had neither an agent nor a fencer.
+    excused: bool,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +81,12 @@ fn micros(duration: Duration) -> Micros {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// For how long these writes were made. Where there was nobody to take any, none were lost.
+fn written_for(writes: &[Write]) -> Micros {
+    let gap = |pair: &[Write]| pair[1].at.saturating_sub(pair[0].at).min(SECOND);
+    writes.windows(2).map(gap).sum()
+}
+
 fn is_forced(state: &ShardState) -> bool {
     state.intent.as_ref().is_some_and(|i| i.kind == IntentKind::Force && i.to == state.master)
 }
@@ -132,7 +138,7 @@ impl World {
         let promoting = last.filter(|last| last.epoch == state.epoch);
         let forced = promoting.is_some_and(is_forced);
         let handed = promoting.is_some_and(|last| last.handover.is_some());
-        let before = self.checks.published.replace(Published { host, epoch: state.epoch, forced });
+        let former = self.checks.published.replace(Published { host, epoch: state.epoch, forced });
         self.checks.coming = 0;
         self.log(|| format!("== host {host} is published, epoch {}", state.epoch));
         let tally = &mut self.checks.tally;
@@ -146,17 +152,26 @@ impl World {
             let (kept, lost) =
                 self.checks.writes.iter().partition(|write| histories.contains(data, write.place));
             self.checks.writes = kept;
-            self.checks.writes.iter_mut().for_each(|write| write.early = false);
+            self.checks.writes.iter_mut().for_each(|write| write.excused = false);
             lost
         };
         if lost.is_empty() {
             return;
         }
-        self.checks.tally.lost += lost.len() as u64;
+        // It had that, and its own crash lost it.
+        let before = self.hosts[host].redis.before;
+        let had = |write: &Write| before.is_some_and(|before| self.histories.contains(before, write.place));
         if handed {
-            return self.violate(format!("a planned switchover loses {} writes", lost.len()));
+            let (had, lost): (Vec<Write>, Vec<Write>) = lost.into_iter().partition(had);
+            if !lost.is_empty() {
+                return self.violate(format!("a planned switchover loses {} writes", lost.len()));
+            }
+            // It died before it was published: whoever comes next is to have them, and it takes no more.
+            self.checks.writes.extend(had);
+            return;
         }
-        if forced || before.is_none_or(|before| before.host == host) {
+        self.checks.tally.lost += lost.len() as u64;
+        if forced || former.is_none_or(|former| former.host == host) {
             return;
         }
         let keys = |redis: &super::redis::Redis| self.histories.keys(redis.data);
@@ -167,10 +182,7 @@ impl World {
             // Nobody has anything any more: the shard begins anew.
             return;
         }
-        // It had that, and its own crash lost it.
-        let before = self.hosts[host].redis.before;
-        let had = |write: &Write| before.is_some_and(|before| self.histories.contains(before, write.place));
-        let lost: Vec<Write> = lost.into_iter().filter(|write| !write.early && !had(write)).collect();
+        let lost: Vec<Write> = lost.into_iter().filter(|write| !write.excused && !had(write)).collect();
         self.log(|| {
             let data = |host: &super::world::Host| (host.redis.pid, host.redis.data, keys(&host.redis));
             format!("== lost {}: {:?}", lost.len(), self.hosts.iter().map(data).collect::<Vec<_>>())
@@ -178,14 +190,13 @@ impl World {
         if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
             return self.violate(format!("host {host} is promoted without what was written while alone"));
         }
-        let times = || lost.iter().map(|write| write.at);
-        let age = times().max().unwrap_or(0) - times().min().unwrap_or(0);
-        if age > self.grace() && self.setting.fencing {
-            self.violate(format!("host {host} is promoted and misses {:.1} s of writes", age as f64 / 1e6));
+        let long = written_for(&lost);
+        if long > self.grace() && self.setting.fencing {
+            self.violate(format!("host {host} is promoted and misses {:.1} s of writes", long as f64 / 1e6));
         }
     }
 
-    /// How old a write may be, at the last one, that an automatic promotion loses: a member that does not keep up is
+    /// For how long the writes may have been made that an automatic promotion loses: a member that does not keep up is
     /// an heir for 5 s and keeps up when it has what was there 5 s before; and a master that cannot say that any more
     /// has its lease.
     pub(super) fn grace(&self) -> Micros {
@@ -222,7 +233,8 @@ impl World {
         let heirs = state.map(|state| self.heirs(state));
         if ours || coming {
             self.checks.last_write = self.t;
-            self.checks.writes.push(Write { place, at: self.t, heirs, early: coming && !ours });
+            let excused = coming && !ours || self.hosts[host].unguarded;
+            self.checks.writes.push(Write { place, at: self.t, heirs, excused });
         }
     }
 

@@ -127,7 +127,7 @@ pub(super) struct Redis {
     waiting: VecDeque<Waiting>,
     /// Writes that wait for the end of a pause.
     held_writes: u32,
-    /// What it had when it last died.
+    /// The most that it had when it died.
     pub(super) before: Option<Place>,
     /// What the disk has.
     dump: Option<Place>,
@@ -248,7 +248,9 @@ impl World {
         self.drop_replicas(host);
         self.leave_master(host);
         let redis = &mut self.hosts[host].redis;
-        redis.before = Some(redis.data);
+        // Of several crashes in a row the one with the most counts.
+        let more = redis.before.filter(|before| self.histories.contains(*before, redis.data));
+        redis.before = more.or(Some(redis.data));
         redis.pid = 0;
         redis.stopped = false;
         redis.waiting.clear();
@@ -413,6 +415,7 @@ impl World {
                 let of = self.peer(&(name.clone(), *port));
                 self.follow(host, of);
             }
+            Order::Fence { .. } if self.setting.old => return Ordered::Unsupported,
             Order::Fence { long } => {
                 let until = wall + i64::try_from(long.as_micros()).unwrap_or(LONG);
                 self.hosts[host].redis.pause(until);

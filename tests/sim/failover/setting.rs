@@ -34,6 +34,8 @@ pub(super) struct Setting {
     pub(super) barred: u64,
     /// How often a writer writes.
     pub(super) pace: Micros,
+    /// Redis before 6.2: nothing pauses its writes.
+    pub(super) old: bool,
 }
 
 fn ms(ms: u64) -> Duration {
@@ -84,6 +86,7 @@ impl Setting {
             preloaded: if dice.percent(80) { 0 } else { 50 },
             barred: if dice.percent(85) { 0 } else { 30 },
             pace: dice.within(60 * MS..600 * MS),
+            old: dice.percent(10),
         }
     }
 }

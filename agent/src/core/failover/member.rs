@@ -178,6 +178,8 @@ pub struct Member {
     kept_up: BTreeMap<String, Instant>,
     /// When its server was last told whom to follow: what was seen before is of no use.
     turned: Option<Instant>,
+    /// Since when it has wanted a whole copy of its master.
+    wants_copy: Option<Instant>,
     asked_at: Instant,
     next_look: Instant,
     running: Option<Order>,
@@ -263,6 +265,7 @@ impl Member {
             marks: VecDeque::new(),
             kept_up: BTreeMap::new(),
             turned: None,
+            wants_copy: None,
             asked_at: now.at,
             next_look: now.at,
             running: None,

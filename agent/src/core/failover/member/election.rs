@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::{
-    Agreement, Asked, Change, Life, Member, NOWHERE, Order, Ordered, Phase, Purpose, Role, SETTLE,
-    ShardState, Stage, View, Wish, split,
+    Agreement, Asked, Change, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Purpose, Role,
+    SETTLE, ShardState, Stage, View, Wish, split,
 };
 use crate::core::{
     alert::Severity,
@@ -72,7 +72,10 @@ impl Member {
     fn obey(&mut self) {
         let Some(state) = self.know.state().cloned() else { return };
         let holder = self.know.lock.content().map(|lock| lock.address.clone()).unwrap_or_default();
-        self.round = 0;
+        // What it said for this election counts until that is decided: the holder may be the only one left by it.
+        if self.round != state.epoch + 1 {
+            self.round = 0;
+        }
         if state.phase != Phase::Done {
             return self.say(Level::Info, format!("{holder} is being made the master"));
         }
@@ -113,9 +116,10 @@ impl Member {
             return self.say(Level::Error, format!("{} leads and is none of `peers`", state.master));
         };
         let shares = [&state.replid, &state.replid2].contains(&&replid.to_owned());
-        if !shares && self.somebody_goes_first() {
+        if !shares && self.somebody_goes_first(state) {
             return self.say(Level::Info, "it waits for another member's resync to end".to_owned());
         }
+        self.wants_copy = None;
         if role == Role::Master {
             self.say(
                 Level::Warn,
@@ -135,10 +139,23 @@ impl Member {
         self.order(Order::Follow { host, port, drop_clients });
     }
 
-    /// One whole copy at a time.
-    fn somebody_goes_first(&self) -> bool {
-        let others = self.know.members.iter().filter(|(address, _)| **address != self.plan.address);
-        others.filter_map(|(_, slot)| slot.content()).any(|node| node.syncing)
+    /// One whole copy at a time. Of several that need one the smallest address goes first; the others see it take its copy
+    /// within two beats, or go on without it.
+    fn somebody_goes_first(&mut self, state: &ShardState) -> bool {
+        let nodes = self.know.members.iter().filter_map(|(address, slot)| Some((address, slot.content()?)));
+        let others = nodes.filter(|(address, _)| **address != self.plan.address && **address != state.master);
+        let waits =
+            |node: &MemberNode| !node.loading && ![&state.replid, &state.replid2].contains(&&node.replid);
+        let (mut copies, mut before) = (false, 0);
+        for (address, node) in others {
+            copies |= node.syncing;
+            before += u32::from(*address < self.plan.address && waits(node));
+        }
+        if copies {
+            self.wants_copy = None;
+        }
+        let since = *self.wants_copy.get_or_insert(self.now.at);
+        copies || self.now.at < since + self.plan.timing.beat * 2 * before
     }
 
     pub(super) fn followed(&mut self, ordered: &Ordered) {
@@ -239,6 +256,8 @@ impl Member {
             Some(_) => Change::Silence,
         };
         self.round = state.map_or(0, |state| state.epoch) + 1;
+        // Its offset is said anew, even where it stood in this election before.
+        self.published = None;
         self.enter(Stage::Standing { since: self.now.at });
     }
 

@@ -143,6 +143,16 @@ impl Member {
         }
     }
 
+    /// Rule 7 for one that was fenced because it could not tell for a moment. Not where it may have given the shard up: who
+    /// was wished for need not leave it first.
+    fn may_go_on_unheard(&self) -> bool {
+        let certain = |state: &ShardState| {
+            state.master == self.plan.address && state.phase == Phase::Done && state.intent.is_none()
+        };
+        let all = self.failsafe_until.is_some_and(|until| self.now.at < until);
+        all && !self.connected && self.role() == Role::Master && self.know.state().is_some_and(certain)
+    }
+
     /// Redis counts by the wall clock when a replica acknowledged. One that was set back makes what is old look new, until
     /// the replicas have acknowledged again.
     pub(super) fn watch_clock(&mut self) {
@@ -213,6 +223,13 @@ impl Member {
     pub(super) fn come_back(&mut self) {
         if self.life != Life::Up {
             return self.enter(Stage::Following);
+        }
+        if self.may_go_on_unheard() {
+            self.say(Level::Warn, "all its replicas follow again: it goes on without a registry".to_owned());
+            self.resolve("shard-fenced", &format!("all replicas of {} follow", self.plan.address));
+            self.renew_fence = None;
+            self.enter(Stage::Leading);
+            return self.let_writes_in();
         }
         if !self.is_informed() || self.view.is_none() || !self.may_retry() {
             return;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     core::{
         alert::Severity,
-        failover::{Config, IntentKind, PauseNode},
+        failover::{Config, IntentKind, MemberNode, PauseNode},
     },
     shell::registry::{Mode, Node, Request},
 };
@@ -100,13 +100,30 @@ impl Member {
         }
         self.write_config();
         if self.view.is_none() || self.view_at < self.led_since {
-            return;
+            return self.lead_blindly(&state);
         }
         self.keep_second_fence(&state);
         self.tell_replicas(&state);
         self.complete_history(&state);
         if self.writing.is_none() && self.running.as_ref().is_none_or(|order| *order == Order::Inspect) {
             self.heed(&state);
+        }
+    }
+
+    /// Its server tells nothing, and may take writes all the same: after a while the replicas' own word is what is left of
+    /// who keeps up.
+    fn lead_blindly(&mut self, state: &ShardState) {
+        if self.now.at < self.view_at.max(self.led_since) + HEIRS_FOR || self.writing.is_some() {
+            return;
+        }
+        let follows = |node: &MemberNode| node.link && !node.syncing && node.master == state.master;
+        let says_so = |address: &&String| {
+            self.know.members.get(*address).and_then(|slot| slot.content()).is_some_and(follows)
+        };
+        let heirs: Vec<String> = state.heirs.iter().filter(says_so).cloned().collect();
+        if heirs != state.heirs {
+            self.say(Level::Warn, "its server tells nothing, and replicas have lost it".to_owned());
+            self.put_state(Purpose::Settle, ShardState { heirs, ..state.clone() });
         }
     }
 

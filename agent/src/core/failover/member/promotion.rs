@@ -144,7 +144,9 @@ impl Member {
             heirs: state.map(|state| state.heirs.clone()).unwrap_or_default(),
             // Of one that was never made it, its predecessor is still the one before.
             from: match state {
-                Some(state) if state.phase == Phase::Promoting => state.from.clone(),
+                Some(state) if state.phase == Phase::Promoting || !state.has_had_a_master() => {
+                    state.from.clone()
+                }
                 Some(state) => state.master.clone(),
                 None => String::new(),
             },

@@ -178,8 +178,8 @@ impl Member {
                 self.begun = self.now.at;
                 self.paused_writes = Some((self.now.at, intent.id.clone()));
                 self.enter(Stage::HandingOver(Handing::Pausing));
-                // As long as a session: its end comes by our word, or by the fencer.
-                self.order(Order::Fence { long: self.plan.timing.session });
+                // Its end comes by our word: neither our death nor a clock that jumps may let a write in.
+                self.order(Order::Fence { long: FENCE_FOR });
             }
         }
     }
@@ -264,8 +264,7 @@ impl Member {
         self.enter(Stage::HandedOver { since: self.now.at });
         self.taken = false;
         self.drop_lock();
-        // The pause must not end before its successor is known.
-        self.renew_fence = Some(self.now.at + self.plan.timing.session / 2);
+        self.renew_fence = Some(self.now.at + FENCE_FOR / 2);
     }
 
     /// The target leads, or we take our place again.

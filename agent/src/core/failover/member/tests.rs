@@ -20,6 +20,8 @@ struct Server {
     paused: bool,
     min_replicas: u32,
     priority: u32,
+    /// When its whole copy began.
+    copies: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -38,6 +40,10 @@ struct Host {
     linked: bool,
     /// Its fencer was told of a lease.
     fed: bool,
+    /// Its server tells nothing of itself.
+    mute: bool,
+    /// Its server's link to its master is down.
+    link_down: bool,
     watches: Vec<String>,
     alerts: Vec<&'static str>,
     log: Vec<String>,
@@ -54,6 +60,10 @@ struct World {
     histories: u32,
     inputs: VecDeque<(usize, Input)>,
     busy: bool,
+    /// How long a whole copy takes.
+    copy: Duration,
+    /// Whoever hands over is not told that it did, and is cut off from the registry.
+    cut_after_handover: bool,
 }
 
 fn timing() -> Timing {
@@ -111,11 +121,14 @@ impl World {
                 paused: false,
                 min_replicas: 0,
                 priority: 100,
+                copies: None,
             },
             session: 0,
             agent: true,
             linked: true,
             fed: false,
+            mute: false,
+            link_down: false,
             watches: Vec::new(),
             alerts: Vec::new(),
             log: Vec::new(),
@@ -131,6 +144,8 @@ impl World {
             histories: 0,
             inputs: VecDeque::new(),
             busy: false,
+            copy: Duration::ZERO,
+            cut_after_handover: false,
         };
         for i in 0..world.hosts.len() {
             world.connect(i);
@@ -236,7 +251,14 @@ impl World {
     fn carry_out(&mut self, i: usize, command: Command) {
         match command {
             Command::Request(request, what) => {
-                let answer = if self.hosts[i].linked { self.answer(i, what) } else { Answer::Lost };
+                let hands_over = matches!(&what, Request::Write { content, .. }
+                    if decode::<ShardState>(content).is_some_and(|state| state.handover.is_some()));
+                let mut answer = if self.hosts[i].linked { self.answer(i, what) } else { Answer::Lost };
+                if hands_over && self.cut_after_handover {
+                    self.hosts[i].linked = false;
+                    answer = Answer::Lost;
+                    self.give(i, Input::Lost);
+                }
                 self.give(i, Input::Answered { request, answer });
             }
             Command::Publish(content) => {
@@ -295,6 +317,9 @@ impl World {
         if !self.hosts[i].server.up {
             return Ordered::Failed("there is no process".into());
         }
+        if self.hosts[i].mute && order == Order::Inspect {
+            return Ordered::Failed("WRONGPASS".into());
+        }
         self.histories += 1;
         let fresh = format!("history{}", self.histories);
         let server = &mut self.hosts[i].server;
@@ -310,6 +335,7 @@ impl World {
             Order::Follow { host, port, .. } => {
                 server.master = false;
                 server.follows = format!("{host}:{port}");
+                server.copies = Some(self.t).filter(|_| host != NOWHERE.0);
                 self.replicate();
             }
             Order::Fence { .. } => server.paused = true,
@@ -323,13 +349,18 @@ impl World {
         for i in 0..self.hosts.len() {
             let of =
                 self.hosts.iter().find(|host| host.address == self.hosts[i].server.follows && host.server.up);
-            let Some(master) = of.map(|host| host.server.clone()).filter(|_| self.hosts[i].server.up) else {
+            let takes = self.hosts[i].server.up && !self.is_copying(i);
+            let Some(master) = of.map(|host| host.server.clone()).filter(|_| takes) else {
                 continue;
             };
             let server = &mut self.hosts[i].server;
             (server.replid, server.replid2) = (master.replid, master.replid2);
             (server.offset, server.keys) = (master.offset, master.keys);
         }
+    }
+
+    fn is_copying(&self, i: usize) -> bool {
+        self.hosts[i].server.copies.is_some_and(|since| self.t < since + self.copy)
     }
 
     fn view(&self, i: usize) -> View {
@@ -345,7 +376,8 @@ impl World {
         View {
             role: if server.master { Role::Master } else { Role::Replica },
             master: (!server.master).then(|| server.follows.clone()),
-            link_up: linked,
+            link_up: linked && !self.hosts[i].link_down && !self.is_copying(i),
+            syncing: self.is_copying(i),
             replid: server.replid.clone(),
             replid2: server.replid2.clone(),
             offset: server.offset,
@@ -365,6 +397,7 @@ impl World {
         let end = self.t + long;
         while self.t < end {
             self.t += Duration::from_millis(10);
+            self.replicate();
             if self.t.as_millis().is_multiple_of(1000) {
                 (0..self.hosts.len())
                     .filter(|i| self.hosts[*i].linked)
@@ -541,6 +574,73 @@ fn a_master_whose_session_ends_is_fenced_and_replaced_after_the_withdrawal() {
     world.connect(0);
     world.settle();
     world.check(1);
+}
+
+#[test]
+fn a_master_that_could_not_tell_for_a_moment_goes_on_without_a_registry() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(Duration::from_secs(20));
+    world.hosts[1].server.up = false;
+    world.run(Duration::from_secs(3));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    assert!(world.hosts[0].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[0].alerts);
+    world.hosts[1].server.up = true;
+    world.run(Duration::from_secs(3));
+    assert!(!world.hosts[0].server.paused && world.hosts[0].fed, "{}", world.story());
+    assert!(world.hosts[0].alerts.is_empty(), "{:?}", world.hosts[0].alerts);
+    world.write(0, 5);
+    world.hosts[1].server.up = false;
+    world.run(Duration::from_secs(3));
+    assert!(world.hosts[0].server.paused, "and not without its replica: {}", world.story());
+}
+
+#[test]
+fn a_master_that_may_have_handed_over_does_not_go_on_without_a_registry() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.cut_after_handover = true;
+    world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+    assert_eq!(world.state().phase, Phase::Promoting, "{}", world.story());
+    world.run(Duration::from_secs(25));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+}
+
+#[test]
+fn who_lost_a_master_that_tells_nothing_is_its_heir_no_more() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    assert_eq!(world.state().heirs, [address(1), address(2)]);
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.state().heirs, [address(1), address(2)], "they say that they follow");
+    world.hosts[2].link_down = true;
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.state().heirs, [address(1)], "{}", world.story());
+}
+
+#[test]
+fn whole_copies_are_taken_one_after_another() {
+    let mut world = World::new(&[0, 0, 0, 0]);
+    world.copy = Duration::from_secs(3);
+    for i in 1..4 {
+        world.hosts[i].server.replid = format!("other{i}");
+        world.hosts[i].server.follows = "127.0.0.1:1".into();
+    }
+    let mut order = Vec::new();
+    for _ in 0..200 {
+        world.run(Duration::from_millis(100));
+        let followers = (1..4).filter(|i| world.hosts[*i].server.follows == address(0));
+        let new: Vec<usize> = followers.filter(|i| !order.contains(i)).collect();
+        assert!(new.len() < 2, "{new:?} at once: {}", world.story());
+        order.extend(new);
+    }
+    assert_eq!(order, [1, 2, 3], "{}", world.story());
 }
 
 #[test]
