@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use yagent_tests::{
     cluster::{Cluster, Plan, SESSION},
+    process::Signal,
     wait,
     zookeeper::Server,
 };
@@ -54,6 +55,26 @@ fn without_zookeeper_a_master_that_all_follow_goes_on() {
     keeps_its_master_for(&cluster, SESSION);
     let record = writer.finish();
     assert!(record.longest_gap() < FAST, "{:?}", record.longest_gap());
+    assert!(cluster.watch.epoch() <= epoch + 1, "at most the same one again: {}", cluster.watch.state());
+    assert!(cluster.lost(&[&record]).is_empty());
+    cluster.assert_one_master(&[&record]);
+}
+
+#[test]
+fn without_zookeeper_a_master_fenced_for_a_hiccup_goes_on() {
+    let mut cluster = Plan::new(3).start();
+    let (master, epoch, writer) = (cluster.master(), cluster.watch.epoch(), cluster.writer());
+    writer.wait_progress(20);
+    without_zookeeper(&mut cluster);
+    wait::lasts(SESSION * 2);
+    cluster.hosts[master].signal(Signal::STOP);
+    cluster.wait_fenced(master);
+    cluster.hosts[master].signal(Signal::CONT);
+    writer.wait_progress(20);
+    assert!(cluster.write(master).is_ok(), "all its replicas follow: nobody else can be the master");
+    cluster.servers[0].start_again();
+    assert_eq!(cluster.wait_steady(), master);
+    let record = writer.finish();
     assert!(cluster.watch.epoch() <= epoch + 1, "at most the same one again: {}", cluster.watch.state());
     assert!(cluster.lost(&[&record]).is_empty());
     cluster.assert_one_master(&[&record]);
