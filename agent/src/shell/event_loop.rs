@@ -409,7 +409,11 @@ impl EventLoop {
     /// The lease counts from what the session heard last: it is known before anything else is decided.
     fn hear_session(&mut self) {
         let facts = self.registry.facts();
-        if facts != self.session {
+        let news = match (&self.session, &facts) {
+            (Some(known), Some(facts)) => facts.says_more(known),
+            (known, facts) => known.is_some() || facts.is_some(),
+        };
+        if news {
             self.session.clone_from(&facts);
             self.events.push_front(Event::Session(facts));
         }

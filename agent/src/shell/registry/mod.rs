@@ -243,6 +243,18 @@ pub struct SessionFacts {
     pub acknowledged: Option<Instant>,
 }
 
+impl SessionFacts {
+    /// Whether it differs from what is known by more than an acknowledgement of moments later: to all who count by it that
+    /// would be many a little for nothing, and whoever does not hear of it counts too little, never too much.
+    pub fn says_more(&self, known: &SessionFacts) -> bool {
+        let later = match (known.acknowledged, self.acknowledged) {
+            (Some(known), Some(now)) => now.saturating_duration_since(known) >= self.timeout / 40,
+            (known, now) => known != now,
+        };
+        later || *self != SessionFacts { acknowledged: self.acknowledged, ..known.clone() }
+    }
+}
+
 /// Who we are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -299,4 +311,23 @@ pub trait Registry: fmt::Debug {
     fn leave(&self);
     /// Whether a close has ended.
     fn closed(&self) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_of_moments_later_is_no_news() {
+        let timeout = Duration::from_secs(40);
+        let at = Instant::now();
+        let known = SessionFacts { session: 1, timeout, read_only: false, acknowledged: Some(at) };
+        let after = |ms| Some(at + Duration::from_millis(ms));
+        let says_more = |facts: SessionFacts| facts.says_more(&known);
+        assert!(!says_more(SessionFacts { acknowledged: after(999), ..known.clone() }));
+        assert!(says_more(SessionFacts { acknowledged: after(1000), ..known.clone() }));
+        assert!(says_more(SessionFacts { acknowledged: None, ..known.clone() }));
+        assert!(says_more(SessionFacts { session: 2, ..known.clone() }));
+        assert!(says_more(SessionFacts { read_only: true, acknowledged: after(1), ..known.clone() }));
+    }
 }
