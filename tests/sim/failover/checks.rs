@@ -48,7 +48,7 @@ pub(super) struct Checks {
 }
 
 /// What came about, for people.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) seconds: u64,
     pub(super) steps: u64,

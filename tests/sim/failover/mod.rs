@@ -137,6 +137,14 @@ fn each_planted_bug_is_found() {
 }
 
 #[test]
+fn a_seed_is_one_schedule() {
+    for seed in 0..200 {
+        let twice = [simulate(seed, None, false), simulate(seed, None, false)];
+        assert_eq!(twice[0], twice[1], "seed {seed}");
+    }
+}
+
+#[test]
 fn a_shard_survives_its_faults() {
     if let Some(seed) = number("YAGENT_SIM_SEED") {
         simulate(seed, planted(), true).unwrap_or_else(|what| panic!("{what}"));

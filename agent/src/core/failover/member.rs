@@ -2,7 +2,7 @@
 //!
 //! `knowledge` is what it has read of the shard, `election` how it comes to stand for master, `promotion` how it becomes
 //! one, `leading` what it does while it is one, `switchover` how it hands over and steps down, `fencing` its lease,
-//! `report` what it tells people.
+//! `pauses` what an operator wants left alone, `report` what it tells people.
 //!
 //! The rules named in comments are those of `docs/failover.md`.
 
@@ -10,6 +10,7 @@ mod election;
 mod fencing;
 mod knowledge;
 mod leading;
+mod pauses;
 mod promotion;
 mod report;
 mod switchover;
@@ -32,6 +33,7 @@ use crate::{
     shell::registry::SessionFacts,
 };
 use knowledge::{Asked, Knowledge, Purpose};
+use pauses::Scope;
 pub use report::{MemberReport, ShardReport};
 
 /// Candidates that know of one another let their offsets arrive, after a release.
@@ -362,8 +364,8 @@ impl Member {
             self.retry,
             self.reread,
             self.hurry,
-            self.pause_ends(),
-            self.host_pause_ends(),
+            self.pause_ends(Scope::Shard),
+            self.pause_ends(Scope::Host),
         ];
         // What is over was dealt with, as far as it could be.
         [stage, lease, look].into_iter().chain(others).flatten().filter(|at| *at > self.now.at).min()
@@ -663,7 +665,7 @@ impl Member {
         }
         self.tell_no_master();
         self.carry_wish();
-        self.end_pause();
+        self.end_pauses();
     }
 
     fn enter(&mut self, stage: Stage) {
@@ -768,7 +770,7 @@ impl Member {
             config: self.ours.hash.clone(),
             fencer: self.fencer,
             lease: self.session.as_ref().is_some_and(|facts| self.plan.timing.suffices(facts.timeout)),
-            paused: self.is_host_paused(),
+            paused: self.is_paused(Scope::Host),
             round: self.round,
             version: view.version,
         }

@@ -6,7 +6,7 @@ use log::Level;
 
 use super::{
     Agreement, Asked, Change, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Purpose, Role,
-    SETTLE, ShardState, Stage, View, Wish, split,
+    SETTLE, Scope, ShardState, Stage, View, Wish, split,
 };
 use crate::core::{
     alert::Severity,
@@ -33,7 +33,7 @@ impl Member {
             return self.say(Level::Error, "`state` cannot be read: nothing is done".to_owned());
         }
         // A pause is no reason to lose the place that it has.
-        if self.is_paused() && !self.is_at_its_place() {
+        if self.is_paused(Scope::Shard) && !self.is_at_its_place() {
             return self.say(Level::Info, "paused by an operator".to_owned());
         }
         let session = self.session.as_ref().map(|facts| facts.session);
@@ -307,7 +307,7 @@ impl Member {
 
     fn claim_our_place(&mut self, state: &ShardState) {
         let unarmed = self.plan.fencing && !self.fencer;
-        if let Some(why) = (self.is_host_paused() && self.role() != Role::Master)
+        if let Some(why) = (self.is_paused(Scope::Host) && self.role() != Role::Master)
             .then_some("its host is paused")
             .or(unarmed.then_some("no fencer stands by"))
         {
@@ -452,7 +452,7 @@ impl Member {
         if !self.is_informed() || self.life != Life::Up {
             return;
         }
-        if self.know.lock.seen.is_some() || self.is_paused() || self.view.is_none() {
+        if self.know.lock.seen.is_some() || self.is_paused(Scope::Shard) || self.view.is_none() {
             return self.enter(Stage::Following);
         }
         let state = self.know.state().cloned();
@@ -553,8 +553,8 @@ impl Member {
     /// A wish is put into `state` by whatever member's agent was asked; the leader, or the target, acts.
     pub(super) fn accept_wish(&mut self, wish: Wish) -> Result<(), String> {
         match wish {
-            Wish::Pause { long, reason, host } => self.accept_pause(long, reason, host),
-            Wish::Resume { host } => self.accept_resume(host),
+            Wish::Pause { long, reason, host } => self.accept_pause(long, reason, Scope::of(host)),
+            Wish::Resume { host } => self.accept_resume(Scope::of(host)),
             Wish::Switchover { to, id } => self.accept_change(IntentKind::Switchover, to, id),
             Wish::Force { to, id } => self.accept_change(IntentKind::Force, to, id),
         }

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use log::Level;
 use serde::de::DeserializeOwned;
 
-use super::{Change, Member, Now, Stage};
+use super::{
+    Change, Member, Stage,
+    pauses::{Pause, Scope},
+};
 use crate::{
     core::{
         alert::Severity,
         failover::{
-            Agreement, Command, HistoryEntry, LockNode, MemberNode, PauseNode, Planted, RequestId, ShardPlan,
+            Agreement, Command, HistoryEntry, LockNode, MemberNode, Planted, RequestId, ShardPlan,
             ShardState,
             shard::{HISTORY_AT_MOST, VERSION, decode, encode},
         },
@@ -44,7 +47,7 @@ impl<T> Default for Slot<T> {
 }
 
 impl<T: DeserializeOwned> Slot<T> {
-    fn take(&mut self, found: Option<Found>) {
+    pub(super) fn take(&mut self, found: Option<Found>) {
         self.asked = false;
         self.fresh = !self.again;
         self.seen = found.map(|found| Seen {
@@ -98,14 +101,11 @@ pub(super) struct Knowledge {
     pub(super) state: Slot<ShardState>,
     pub(super) lock: Slot<LockNode>,
     pub(super) config: Slot<Agreement>,
-    pub(super) pause: Slot<PauseNode>,
+    pub(super) pause: Pause,
     /// The host's own pause.
-    pub(super) host_pause: Slot<PauseNode>,
+    pub(super) host_pause: Pause,
     pub(super) history: Slot<Vec<HistoryEntry>>,
     pub(super) members: BTreeMap<String, Slot<MemberNode>>,
-    /// When the pauses were first seen, each with its version and beginning.
-    pub(super) pause_seen: Option<(u64, Now)>,
-    pub(super) host_pause_seen: Option<(u64, Now)>,
 }
 
 impl Knowledge {
@@ -131,8 +131,8 @@ impl Knowledge {
         self.state.doubt();
         self.lock.doubt();
         self.config.doubt();
-        self.pause.doubt();
-        self.host_pause.doubt();
+        self.pause.slot.doubt();
+        self.host_pause.slot.doubt();
         self.history.doubt();
         self.members.values_mut().for_each(Slot::doubt);
     }
@@ -141,8 +141,8 @@ impl Knowledge {
         self.state.reset();
         self.lock.reset();
         self.config.reset();
-        self.pause.reset();
-        self.host_pause.reset();
+        self.pause.slot.reset();
+        self.host_pause.slot.reset();
         self.history.reset();
         self.members.values_mut().for_each(Slot::reset);
     }
@@ -152,7 +152,7 @@ impl Knowledge {
         self.state.fresh
             && self.lock.fresh
             && self.config.fresh
-            && self.pause.fresh
+            && self.pause.slot.fresh
             && self.members.values().all(|slot| slot.fresh)
     }
 }
@@ -163,8 +163,7 @@ pub(super) enum Asked {
     State,
     Lock,
     Config,
-    Pause,
-    HostPause,
+    Pause(Scope),
     History,
     Member(String),
     TakeLock,
@@ -173,8 +172,7 @@ pub(super) enum Asked {
     PutState(Purpose, Box<ShardState>),
     PutConfig,
     PutHistory,
-    PutPause,
-    PutHostPause,
+    PutPause(Scope),
 }
 
 /// Why `state` is changed.
@@ -283,8 +281,8 @@ impl Member {
         add(know.state.wants_reading(), Asked::State);
         add(know.lock.wants_reading(), Asked::Lock);
         add(know.config.wants_reading(), Asked::Config);
-        add(know.pause.wants_reading(), Asked::Pause);
-        add(know.host_pause.wants_reading(), Asked::HostPause);
+        add(know.pause.slot.wants_reading(), Asked::Pause(Scope::Shard));
+        add(know.host_pause.slot.wants_reading(), Asked::Pause(Scope::Host));
         add(know.history.wants_reading(), Asked::History);
         for (address, slot) in &mut know.members {
             add(slot.wants_reading(), Asked::Member(address.clone()));
@@ -300,8 +298,8 @@ impl Member {
             Asked::State | Asked::PutState(..) => self.plan.path("state"),
             Asked::Lock | Asked::TakeLock | Asked::DropLock => self.plan.path("lock"),
             Asked::Config | Asked::PutConfig => self.plan.path("config"),
-            Asked::Pause | Asked::PutPause => self.plan.path("pause"),
-            Asked::HostPause | Asked::PutHostPause => self.host_pause_path(),
+            Asked::Pause(Scope::Shard) | Asked::PutPause(Scope::Shard) => self.plan.path("pause"),
+            Asked::Pause(Scope::Host) | Asked::PutPause(Scope::Host) => self.host_pause_path(),
             Asked::History | Asked::PutHistory => self.plan.path("history"),
             Asked::Member(address) => self.plan.path(&format!("members/{address}")),
         }
@@ -328,7 +326,7 @@ impl Member {
     pub(super) fn take_changed(&mut self, path: &str) {
         let shard = self.plan.path("");
         if path == self.host_pause_path() {
-            self.know.host_pause.doubt();
+            self.know.host_pause.slot.doubt();
         } else {
             match path.strip_prefix(&shard) {
                 Some("state") => self.know.state.doubt(),
@@ -338,7 +336,7 @@ impl Member {
                     self.know.lock.doubt();
                 }
                 Some("config") => self.know.config.doubt(),
-                Some("pause") => self.know.pause.doubt(),
+                Some("pause") => self.know.pause.slot.doubt(),
                 Some("history") => self.know.history.doubt(),
                 Some(node) => {
                     let slot =
@@ -369,16 +367,7 @@ impl Member {
                 self.know.config.take(found);
                 self.compare_config();
             }
-            (Asked::Pause, Answer::Node(found)) => {
-                self.know.pause.take(found);
-                self.note_pause();
-            }
-            (Asked::HostPause, Answer::Node(found)) => {
-                self.know.host_pause.take(found);
-                let pause = self.know.host_pause.content().map(|pause| pause.since_ms);
-                let before = self.know.host_pause_seen.filter(|(since, _)| Some(*since) == pause);
-                self.know.host_pause_seen = pause.map(|since| before.unwrap_or((since, self.now)));
-            }
+            (Asked::Pause(scope), Answer::Node(found)) => self.pause_read(scope, found),
             (Asked::History, Answer::Node(found)) => self.know.history.take(found),
             (Asked::Member(address), Answer::Node(found)) => {
                 if let Some(slot) = self.know.members.get_mut(&address) {
@@ -393,7 +382,7 @@ impl Member {
             }
             // What is refused now is refused in a moment as well.
             (Asked::PutConfig, Answer::Refused(_)) => self.config_refused = true,
-            (Asked::PutConfig | Asked::PutHistory | Asked::PutPause | Asked::PutHostPause, _) => {}
+            (Asked::PutConfig | Asked::PutHistory | Asked::PutPause(_), _) => {}
             // A reading that failed is repeated with the next connection, or the next beat.
             _ => self.reread = Some(self.now.at + self.plan.timing.beat),
         }
@@ -596,11 +585,11 @@ impl Knowledge {
         if !under_way(&Asked::Config) {
             config.asked = false;
         }
-        if !under_way(&Asked::Pause) {
-            pause.asked = false;
+        if !under_way(&Asked::Pause(Scope::Shard)) {
+            pause.slot.asked = false;
         }
-        if !under_way(&Asked::HostPause) {
-            host_pause.asked = false;
+        if !under_way(&Asked::Pause(Scope::Host)) {
+            host_pause.slot.asked = false;
         }
         if !under_way(&Asked::History) {
             history.asked = false;

@@ -1,18 +1,11 @@
 //! What a member does while it is the master.
 
-use std::time::{Duration, Instant};
-
 use log::Level;
 
-use super::{
-    Asked, Change, HEIRS_FOR, Member, Order, Phase, Purpose, Role, ShardState, Stage, VERSION, encode,
-};
-use crate::{
-    core::{
-        alert::Severity,
-        failover::{Config, IntentKind, MemberNode, PauseNode},
-    },
-    shell::registry::{Mode, Node, Request},
+use super::{Change, HEIRS_FOR, Member, Order, Phase, Purpose, Role, Scope, ShardState, Stage};
+use crate::core::{
+    alert::Severity,
+    failover::{Config, IntentKind, MemberNode},
 };
 
 impl Member {
@@ -202,7 +195,7 @@ impl Member {
     fn heed(&mut self, state: &ShardState) {
         let Some(intent) = state.intent.clone() else { return };
         match intent.kind {
-            _ if self.is_paused() => self.refuse(state, &intent.id, "the shard is paused"),
+            _ if self.is_paused(Scope::Shard) => self.refuse(state, &intent.id, "the shard is paused"),
             IntentKind::Switchover => self.begin_handover(state, &intent),
             IntentKind::Force if intent.to == self.plan.address => {
                 self.refuse(state, &intent.id, "it is the master already");
@@ -227,104 +220,6 @@ impl Member {
                 self.resolve("shard-drift", &format!("{} has the shard's configuration", self.plan.address));
             }
         }
-    }
-
-    // Pauses
-
-    pub(super) fn note_pause(&mut self) {
-        let pause = self.know.pause.content().map(|pause| pause.since_ms);
-        let before = self.know.pause_seen.filter(|(since, _)| Some(*since) == pause);
-        self.know.pause_seen = pause.map(|since| before.unwrap_or((since, self.now)));
-        match self.know.pause.content().cloned() {
-            Some(pause) => {
-                let minutes = pause.for_ms as f64 / 60_000.0;
-                let text = format!("no switching for {minutes:.1} min, by {}: {}", pause.by, pause.reason);
-                self.fire("shard-paused", Severity::Info, &text);
-            }
-            None => self.resolve("shard-paused", "the pause is over"),
-        }
-    }
-
-    pub(super) fn is_paused(&self) -> bool {
-        self.pause_ends().is_some_and(|at| self.now.at < at)
-    }
-
-    /// When the shard's pause ends.
-    pub(super) fn pause_ends(&self) -> Option<Instant> {
-        let pause = self.know.pause.content()?;
-        let (_, seen) = self.know.pause_seen?;
-        Some(seen.at + Duration::from_millis(pause.for_ms))
-    }
-
-    pub(super) fn is_host_paused(&self) -> bool {
-        self.host_pause_ends().is_some_and(|at| self.now.at < at)
-    }
-
-    /// When the host's own pause ends.
-    pub(super) fn host_pause_ends(&self) -> Option<Instant> {
-        let pause = self.know.host_pause.content()?;
-        let (_, seen) = self.know.host_pause_seen?;
-        Some(seen.at + Duration::from_millis(pause.for_ms))
-    }
-
-    /// Whoever sees it end removes it; that it is gone already is as well.
-    pub(super) fn end_pause(&mut self) {
-        let over = self.pause_ends().is_some_and(|at| self.now.at >= at);
-        if over && self.know.pause.fresh && self.connected && !self.is_asked(&Asked::PutPause) {
-            let path = self.plan.path("pause");
-            let version = self.know.pause.seen.take().map_or(-1, |seen| seen.version);
-            self.know.pause_seen = None;
-            self.request(Asked::PutPause, Request::Delete { path, version });
-        }
-        let over = self.host_pause_ends().is_some_and(|at| self.now.at >= at);
-        if over && self.know.host_pause.fresh && self.connected && !self.is_asked(&Asked::PutHostPause) {
-            let path = self.host_pause_path();
-            let version = self.know.host_pause.seen.take().map_or(-1, |seen| seen.version);
-            self.know.host_pause_seen = None;
-            self.request(Asked::PutHostPause, Request::Delete { path, version });
-        }
-    }
-
-    pub(super) fn accept_pause(&mut self, long: Duration, reason: String, host: bool) -> Result<(), String> {
-        if !self.connected {
-            return Err("there is no connection to the registry".to_owned());
-        }
-        let pause = PauseNode {
-            v: VERSION,
-            for_ms: u64::try_from(long.as_millis()).unwrap_or(u64::MAX),
-            since_ms: self.now.unix_ms,
-            reason,
-            by: self.plan.address.clone(),
-        };
-        let (asked, path, seen) = if host {
-            (Asked::PutHostPause, self.path_of(&Asked::PutHostPause), &self.know.host_pause.seen)
-        } else {
-            (Asked::PutPause, self.path_of(&Asked::PutPause), &self.know.pause.seen)
-        };
-        let content = encode(&pause);
-        let request = match seen {
-            None => Request::Create { path, node: Node { mode: Mode::Persistent, content } },
-            Some(seen) => Request::Write { path, content, version: seen.version },
-        };
-        self.request(asked, request);
-        Ok(())
-    }
-
-    pub(super) fn accept_resume(&mut self, host: bool) -> Result<(), String> {
-        let (asked, there) = if host {
-            (Asked::PutHostPause, self.know.host_pause.seen.is_some())
-        } else {
-            (Asked::PutPause, self.know.pause.seen.is_some())
-        };
-        if !there {
-            return Err("it is not paused".to_owned());
-        }
-        if !self.connected {
-            return Err("there is no connection to the registry".to_owned());
-        }
-        let path = self.path_of(&asked);
-        self.request(asked, Request::Delete { path, version: -1 });
-        Ok(())
     }
 }
 

@@ -68,8 +68,8 @@ impl Member {
             lock: self.know.lock.content().map(|lock| lock.address.clone()).unwrap_or_default(),
             hindrances: self.hindrances(&members),
             members,
-            pause: self.know.pause.content().cloned(),
-            host_pause: self.know.host_pause.content().cloned(),
+            pause: self.know.pause.slot.content().cloned(),
+            host_pause: self.know.host_pause.slot.content().cloned(),
             history: self.know.history.content().cloned().unwrap_or_default(),
         }
     }
@@ -107,7 +107,7 @@ impl Member {
         if !self.connected {
             why.push("this agent has no connection to the registry".to_owned());
         }
-        if let Some(pause) = self.know.pause.content() {
+        if let Some(pause) = self.know.pause.slot.content() {
             why.push(format!("paused by {}: {}", pause.by, pause.reason));
         }
         match self.know.state() {

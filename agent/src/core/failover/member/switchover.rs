@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::{Asked, FENCE_FOR, Life, Member, Order, Phase, Purpose, Role, ShardState, Stage, split};
+use super::{Asked, FENCE_FOR, Life, Member, Order, Phase, Purpose, Role, Scope, ShardState, Stage, split};
 use crate::core::{
     alert::Severity,
     failover::{
@@ -53,7 +53,7 @@ impl Member {
         if self.wish.is_some() || self.is_changing(&state) {
             return Err("a change of the master is under way".to_owned());
         }
-        if self.is_paused() {
+        if self.is_paused(Scope::Shard) {
             return Err("the shard is paused: `yagent resume` it first".to_owned());
         }
         let to = match to {
