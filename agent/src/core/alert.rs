@@ -59,6 +59,9 @@ pub const KEYS_AT_MOST: usize = 1024;
 /// The alert that stands for all those beyond [`KEYS_AT_MOST`].
 pub const OVERFLOW_KEY: &str = "too-many-alerts";
 
+/// An alert of the agent's former run that does not fire again within this is over.
+const INHERITED_FOR: Duration = Duration::from_secs(120);
+
 /// A summary is cut to this many bytes, so that no backend's message can fill the memory or a sink.
 const SUMMARY_AT_MOST: usize = 1024;
 
@@ -85,6 +88,21 @@ impl AlertBook {
     /// Replaces `repeat`, for alerts that go on as well.
     pub fn set_repeat(&mut self, repeat: Duration) {
         self.repeat = millis(repeat);
+        self.plan();
+    }
+
+    /// An alert that went on when the agent's former run ended, and was told then. It goes on until it is resolved, or
+    /// does not fire again.
+    pub fn inherit(&mut self, now_ms: u64, alert: Alert) {
+        let t = self.clock.steady(now_ms);
+        if alert.state != AlertState::Firing || !self.has_room_for(&alert.key, t) {
+            return;
+        }
+        let key = alert.key.clone();
+        let (told, worst_told) = (1, Some(alert.severity));
+        let inherited_until = Some(t.saturating_add(millis(INHERITED_FOR)));
+        let entry = Entry { alert, told, worst_told, inherited_until, ..Entry::new(t, now_ms, &key) };
+        self.entries.insert(key, entry);
         self.plan();
     }
 
@@ -120,8 +138,13 @@ impl AlertBook {
             return Vec::new();
         }
         let repeat = self.repeat;
+        let mut told = Vec::new();
+        for entry in self.entries.values_mut().filter(|e| e.inherited_until.is_some_and(|until| until <= t)) {
+            entry.resolve(t, now_ms, "it is not found any more since the agent was started again");
+            told.extend(entry.tell(t, repeat));
+        }
         let late = self.entries.values_mut().filter(|e| e.due_at(repeat).is_some_and(|due| due <= t));
-        let mut told: Vec<Alert> = late.filter_map(|e| e.tell(t, repeat)).collect();
+        told.extend(late.filter_map(|e| e.tell(t, repeat)));
         self.forget(t);
         if self.entries.len() < KEYS_AT_MOST {
             told.extend(self.resolve(now_ms, OVERFLOW_KEY, "all alerts are told again"));
@@ -208,6 +231,8 @@ struct Entry {
     worst_told: Option<Severity>,
     /// A change was held back.
     pending: bool,
+    /// It is of the agent's former run, and did not fire in this one yet.
+    inherited_until: Option<u64>,
 }
 
 impl Entry {
@@ -221,7 +246,16 @@ impl Entry {
             last_ms: now_ms,
             count: 0,
         };
-        Entry { alert, changed: t, told_at: t, window: t, told: 0, worst_told: None, pending: false }
+        Entry {
+            alert,
+            changed: t,
+            told_at: t,
+            window: t,
+            told: 0,
+            worst_told: None,
+            pending: false,
+            inherited_until: None,
+        }
     }
 
     fn is_active(&self) -> bool {
@@ -235,6 +269,7 @@ impl Entry {
     /// Returns whether it began just now.
     fn fire(&mut self, now_ms: u64, severity: Severity, summary: &str) -> bool {
         let begins = !self.is_active();
+        self.inherited_until = None;
         let alert = &mut self.alert;
         if begins && !self.pending {
             (alert.first_ms, alert.count) = (now_ms, 0);
@@ -250,6 +285,7 @@ impl Entry {
     }
 
     fn resolve(&mut self, t: u64, now_ms: u64, summary: &str) {
+        self.inherited_until = None;
         self.alert.state = AlertState::Resolved;
         self.alert.summary = cut(summary);
         self.alert.last_ms = now_ms;
@@ -273,11 +309,12 @@ impl Entry {
     }
 
     fn due_at(&self, repeat: u64) -> Option<u64> {
-        if self.pending {
+        let telling = if self.pending {
             Some(self.window.saturating_add(repeat))
         } else {
             self.is_active().then(|| self.told_at.saturating_add(repeat))
-        }
+        };
+        telling.into_iter().chain(self.inherited_until).min()
     }
 }
 
@@ -322,6 +359,26 @@ mod tests {
 
     fn book() -> AlertBook {
         AlertBook::new(Duration::from_millis(REPEAT))
+    }
+
+    #[test]
+    fn an_alert_of_the_former_run_goes_on_or_is_over() {
+        let former = fire(&mut book(), T0).unwrap();
+        let mut book = book();
+        book.inherit(T0 + 1000, former.clone());
+        book.inherit(T0 + 1000, Alert { key: "registry-lost".into(), ..former.clone() });
+        book.inherit(T0 + 1000, Alert { state: AlertState::Resolved, key: "over".into(), ..former.clone() });
+        assert_eq!(book.active().count(), 2);
+        assert_eq!(fire(&mut book, T0 + 2000), None, "it was told by the former run");
+        assert_eq!(book.due(T0 + 120_000), []);
+        assert_eq!(book.next_deadline_ms(), Some(T0 + 121_000));
+        let told = book.due(T0 + 121_000);
+        assert_eq!(
+            told.iter().map(|a| (&*a.key, a.state)).collect::<Vec<_>>(),
+            [("registry-lost", AlertState::Resolved)]
+        );
+        let over = resolve(&mut book, T0 + 130_000).unwrap();
+        assert_eq!((over.first_ms, over.count), (former.first_ms, 2));
     }
 
     fn fire(book: &mut AlertBook, t: u64) -> Option<Alert> {

@@ -102,6 +102,11 @@ impl Core {
         }
     }
 
+    /// An alert that went on when the agent's former run ended.
+    pub fn inherit(&mut self, now: Now, alert: Alert) {
+        self.alerts.inherit(now.unix_ms, alert);
+    }
+
     /// Takes what happened and says what to do, in this order. An [`Event::Tick`] follows each batch of other events: it
     /// does what has become due.
     pub fn step(&mut self, now: Now, event: Event) -> Vec<Action> {

@@ -2,15 +2,16 @@
 //!
 //! What is worth telling is decided by the alert book; here it is told. The log gets every alert at once. The command
 //! gets one at a time, in order, as JSON on its standard input. What it does not take goes to the [`spool`] and is
-//! tried again, also by the next run of the agent. Only this thread touches the disk or waits for the command.
+//! tried again, also by the next run of the agent. Which alerts go on is on disk as well, for the next run to resolve
+//! them. Only this thread touches the disk or waits for the command.
 
 mod command;
 mod spool;
 
 use std::{
-    collections::VecDeque,
-    io,
-    path::PathBuf,
+    collections::{BTreeMap, VecDeque},
+    fs, io,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -35,6 +36,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// The retries never are further apart than this.
 const LAST_RETRY: Duration = Duration::from_secs(300);
+
+/// The alerts that go on, as JSON.
+const ACTIVE_FILE: &str = "active-alerts.json";
 
 /// Who sends: told with every alert.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +86,10 @@ struct Desk {
     origin: Origin,
     /// Payloads that the thread did not take yet.
     queue: VecDeque<Vec<u8>>,
+    /// The alerts that go on, as they were told last.
+    active: BTreeMap<String, Alert>,
+    /// The disk does not have them yet.
+    active_due: bool,
     status: AlertStatus,
     /// The settings were replaced.
     fresh: bool,
@@ -91,7 +99,8 @@ struct Desk {
 }
 
 impl AlertSender {
-    /// Starts the thread. What an earlier run left in `spool_dir` is delivered first. `waker` is woken whenever
+    /// Starts the thread. What an earlier run left in `spool_dir` is delivered first; which alerts went on then is in
+    /// a file beside it. `waker` is woken whenever
     /// [`child_in_flight`] goes back to none.
     ///
     /// # Errors
@@ -102,10 +111,13 @@ impl AlertSender {
         origin: Origin,
         waker: Waker,
     ) -> io::Result<AlertSender> {
+        let active_file = spool_dir.with_file_name(ACTIVE_FILE);
         let desk = Desk {
             settings: settings.clone(),
             origin,
             queue: VecDeque::new(),
+            active: read_active(&active_file),
+            active_due: false,
             status: AlertStatus::default(),
             fresh: false,
             closing: None,
@@ -116,19 +128,30 @@ impl AlertSender {
         let hurry = Waker::new()?;
         let command = command::Runner::new(waker, hurry.clone());
         thread::Builder::new().name("alert-sender".into()).spawn(move || {
-            Sender::new(&its, Spool::new(spool_dir), command).run();
+            Sender::new(&its, Spool::new(spool_dir), active_file, command).run();
             its.desk().closed = true;
             its.news.notify_all();
         })?;
         Ok(AlertSender { shared, hurry })
     }
 
+    /// The alerts that went on when the former run ended.
+    pub fn inherited(&self) -> Vec<Alert> {
+        self.shared.desk().active.values().cloned().collect()
+    }
+
     /// Tells the sinks.
     pub fn send(&self, alert: &Alert) {
         log_alert(alert);
         let mut desk = self.shared.desk();
+        match alert.state {
+            AlertState::Firing => desk.active.insert(alert.key.clone(), alert.clone()),
+            AlertState::Resolved => desk.active.remove(&alert.key),
+        };
+        desk.active_due = true;
         if desk.settings.command.is_empty() {
-            return;
+            drop(desk);
+            return self.shared.news.notify_all();
         }
         match payload(alert, &desk.origin) {
             Ok(payload) => desk.queue.push_back(payload),
@@ -187,6 +210,18 @@ impl Shared {
     }
 }
 
+/// What cannot be read is as good as nothing: what goes on fires again.
+fn read_active(file: &Path) -> BTreeMap<String, Alert> {
+    let read = fs::read(file).and_then(|bytes| Ok(serde_json::from_slice::<Vec<Alert>>(&bytes)?));
+    let alerts = read.unwrap_or_else(|e| {
+        if e.kind() != io::ErrorKind::NotFound {
+            log::warn!("{}: {e}; alerts that went on before may never be resolved", file.display());
+        }
+        Vec::new()
+    });
+    alerts.into_iter().map(|alert| (alert.key.clone(), alert)).collect()
+}
+
 fn log_alert(alert: &Alert) {
     let level = match (alert.state, alert.severity) {
         (AlertState::Resolved, _) | (_, Severity::Info) => log::Level::Info,
@@ -216,6 +251,7 @@ fn payload(alert: &Alert, origin: &Origin) -> serde_json::Result<Vec<u8>> {
 struct Sender<'a> {
     shared: &'a Shared,
     spool: Spool,
+    active_file: PathBuf,
     command: command::Runner,
     memory: VecDeque<Vec<u8>>,
     failures: u32,
@@ -232,9 +268,9 @@ struct Order {
 }
 
 impl<'a> Sender<'a> {
-    fn new(shared: &'a Shared, spool: Spool, command: command::Runner) -> Sender<'a> {
-        let memory = VecDeque::new();
-        Sender { shared, spool, command, memory, failures: 0, retry_at: None, spool_failed: false }
+    fn new(shared: &'a Shared, spool: Spool, active_file: PathBuf, command: command::Runner) -> Sender<'a> {
+        let (memory, failures, retry_at, spool_failed) = (VecDeque::new(), 0, None, false);
+        Sender { shared, spool, active_file, command, memory, failures, retry_at, spool_failed }
     }
 
     fn run(mut self) {
@@ -242,6 +278,7 @@ impl<'a> Sender<'a> {
         self.count_dropped(dropped);
         loop {
             let order = self.next_order();
+            self.keep_active(order.closing.is_none());
             if order.closing.is_some_and(|by| Instant::now() >= by) || self.is_done(&order) {
                 self.put_away(false);
                 return self.report(&mut self.shared.desk());
@@ -261,7 +298,7 @@ impl<'a> Sender<'a> {
     fn next_order(&mut self) -> Order {
         let mut desk = self.shared.desk();
         self.report(&mut desk);
-        while desk.queue.is_empty() && desk.closing.is_none() && !desk.fresh {
+        while desk.queue.is_empty() && desk.closing.is_none() && !desk.fresh && !desk.active_due {
             let idle = self.is_empty() || desk.settings.command.is_empty();
             let wait = match self.retry_at {
                 _ if idle => None,
@@ -282,6 +319,21 @@ impl<'a> Sender<'a> {
         self.memory.append(&mut desk.queue);
         self.report(&mut desk);
         Order { settings: desk.settings.clone(), closing: desk.closing }
+    }
+
+    /// Puts the alerts that go on on disk. Where that fails it is done with the next that begins or ends.
+    fn keep_active(&self, safe: bool) {
+        let mut desk = self.shared.desk();
+        if !std::mem::take(&mut desk.active_due) {
+            return;
+        }
+        let json = serde_json::to_vec(&desk.active.values().collect::<Vec<_>>());
+        drop(desk);
+        let kept =
+            json.map_err(io::Error::from).and_then(|json| spool::write(&self.active_file, &json, safe));
+        if let Err(e) = kept {
+            log::warn!("cannot keep the alerts that go on in {}: {e}", self.active_file.display());
+        }
     }
 
     fn is_empty(&self) -> bool {

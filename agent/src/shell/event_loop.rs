@@ -181,7 +181,8 @@ impl EventLoop {
         let signals = Signals::new()?;
         poll.add(&signals, Source::Signals, false)?;
         poll.add(&waker, Source::Waker, false)?;
-        let core = Core::new(started, loaded.plan.clone());
+        let mut core = Core::new(started, loaded.plan.clone());
+        alerts.inherited().into_iter().for_each(|alert| core.inherit(started, alert));
         let mut events = quarantine_news(&HashMap::new(), &loaded.quarantined);
         events.extend(first_events(&loaded.settings, loaded.plan));
         let program = std::env::current_exe().unwrap_or_default();

@@ -128,7 +128,7 @@ impl Spool {
 }
 
 /// Whole or not at all. One that a power failure tore lacks its line's end.
-fn write(path: &Path, payload: &[u8], safe: bool) -> io::Result<()> {
+pub(super) fn write(path: &Path, payload: &[u8], safe: bool) -> io::Result<()> {
     let new = path.with_extension("new");
     let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
     let written = written.and_then(|mut file: File| {

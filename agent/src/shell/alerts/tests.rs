@@ -79,6 +79,22 @@ fn counts(out: &Path) -> Vec<u64> {
 }
 
 #[test]
+fn the_next_run_knows_which_alerts_went_on() {
+    let bench = Bench::new();
+    let settings = AlertSettings { command: Vec::new(), ..shell("") };
+    let sender = bench.sender(&settings);
+    assert_eq!(sender.inherited(), []);
+    let (first, second) = (alert(1), alert(2));
+    sender.send(&first);
+    sender.send(&second);
+    sender.send(&Alert { state: AlertState::Resolved, ..first });
+    assert!(sender.close(LONG));
+    assert_eq!(bench.sender(&settings).inherited(), [second]);
+    fs::write(bench.path("active-alerts.json"), "[{").unwrap();
+    assert_eq!(bench.sender(&settings).inherited(), [], "nonsense is told and harms nobody");
+}
+
+#[test]
 fn the_command_gets_the_alert_as_one_line_of_json() {
     let bench = Bench::new();
     let out = bench.path("out");
