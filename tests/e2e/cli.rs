@@ -120,6 +120,32 @@ fn check_accepts_the_legacy_file() {
 }
 
 #[test]
+fn check_refuses_a_lease_that_does_not_fit_into_the_session() {
+    let ini = |lease| {
+        let host =
+            Host::new().redis(1).with("redis", "peers", "127.0.0.2").with("redis", "redis_lease", lease);
+        let host = host.with("global", "zoo_session_timeout", 30).with("global", "CheckInterval", 5);
+        host.with("redis", "redis_fence_time", 3).with("global", "zoo_tick", 2)
+    };
+    for (lease, expected) in
+        [(20, "lower redis_lease to at most 19.7 s"), (5, "raise redis_lease above 10 s")]
+    {
+        let host = ini(lease);
+        host.write_ini();
+        for verb in ["check", "run"] {
+            let output = host.run(&[verb]);
+            let said = stdout(&output) + &String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(78), "{verb}: {output:?}");
+            assert!(said.contains(expected) && said.contains("redis_lease"), "{verb}: {said}");
+        }
+    }
+    let host = ini(19);
+    host.write_ini();
+    let said = stdout(&host.run(&["check"]));
+    assert!(!said.contains("lease"), "{said}");
+}
+
+#[test]
 fn check_suggests_what_an_unknown_key_may_have_meant() {
     let host = Host::new().memcached(1).with("memcached", "mc_maxmen", 64);
     host.write_ini();

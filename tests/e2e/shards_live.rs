@@ -158,6 +158,10 @@ fn a_shard_is_shown_and_switched_over_from_any_of_its_hosts() {
     );
     refused(&shard.run(other, &["switchover", &port, "--yes", "--to", "10.9.9.9"]), 64, "is no member");
     refused(&shard.run(other, &["resume", &port]), 69, "not paused");
+    let output = shard.run(other, &["switchover", &port, "--yes", "--to", &ip(master), "--format", "json"]);
+    refused(&output, 69, "is the master already");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["ok"], false, "{answer}");
 
     // A named member takes over, and each step is told.
     let output = shard.run(other, &["switchover", &port, "--yes", "--to", &ip(other)]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Failure, Format, ask, askable, confirm, ended, find, list::next, order, progress::Watch};
 use crate::{
-    cli::{check::print_line, client::Agent},
+    cli::{check::print_line, client::Agent, exit},
     core::failover::{MemberReport, ShardReport},
     setup,
 };
@@ -70,7 +70,7 @@ const WITHOUT_FORCE: &str = "a failover by hand promotes a replica whatever it h
 /// shard or member, or nobody could be asked.
 #[must_use]
 pub(in crate::cli) fn switchover(args: &SwitchoverArgs) -> ExitCode {
-    ended(change(&args.common, Kind::Switchover), Failure::code)
+    ended(change(&args.common, Kind::Switchover), args.common.format, Failure::code)
 }
 
 /// Fails over by hand; the exit codes are those of `switchover`, and 64 without `--force`.
@@ -81,7 +81,7 @@ pub(in crate::cli) fn failover(args: &FailoverArgs) -> ExitCode {
     } else {
         Err(Failure::Usage(WITHOUT_FORCE.to_owned()))
     };
-    ended(forced, Failure::code)
+    ended(forced, args.common.format, Failure::code)
 }
 
 fn change(args: &ChangeArgs, kind: Kind) -> Result<ExitCode, Failure> {
@@ -103,9 +103,9 @@ fn change(args: &ChangeArgs, kind: Kind) -> Result<ExitCode, Failure> {
     match args.format {
         Format::Json => print_line(&end.json().to_string()),
         Format::Table if end.done() => print_line(&end.sentence()),
-        Format::Table => {}
+        Format::Table => return Err(Failure::Refused(end.sentence())),
     }
-    if end.done() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Refused(end.sentence())) }
+    Ok(if end.done() { ExitCode::SUCCESS } else { ExitCode::from(exit::UNAVAILABLE) })
 }
 
 fn request(shard: &ShardReport, to: Option<&str>, kind: Kind, id: &str) -> Value {
@@ -181,7 +181,6 @@ fn question(shard: &ShardReport, to: Option<&str>, kind: Kind) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::samples::shard, *};
-    use crate::cli::exit;
 
     fn named(to: Option<&str>, kind: Kind) -> Result<String, String> {
         let shard = shard(16379);

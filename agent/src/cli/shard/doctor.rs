@@ -27,7 +27,7 @@ pub(in crate::cli) struct DoctorArgs {
 /// reached, 64 when there is no such shard.
 #[must_use]
 pub(in crate::cli) fn doctor(args: &DoctorArgs) -> ExitCode {
-    ended(examine(args), Failure::code_of_a_look)
+    ended(examine(args), args.format, Failure::code_of_a_look)
 }
 
 fn examine(args: &DoctorArgs) -> Result<ExitCode, Failure> {

@@ -28,7 +28,7 @@ pub(in crate::cli) struct HistoryArgs {
 /// shard.
 #[must_use]
 pub(in crate::cli) fn history(args: &HistoryArgs) -> ExitCode {
-    ended(print(args), Failure::code_of_a_look)
+    ended(print(args), args.format, Failure::code_of_a_look)
 }
 
 fn print(args: &HistoryArgs) -> Result<ExitCode, Failure> {

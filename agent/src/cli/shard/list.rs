@@ -27,7 +27,7 @@ pub(in crate::cli) struct ShardsArgs {
 /// Prints shards: 0, 4 when the agent cannot be reached, 64 when there is no such shard.
 #[must_use]
 pub(in crate::cli) fn shards(args: &ShardsArgs) -> ExitCode {
-    ended(print(args), Failure::code_of_a_look)
+    ended(print(args), args.format, Failure::code_of_a_look)
 }
 
 fn print(args: &ShardsArgs) -> Result<ExitCode, Failure> {

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
+    check::print_line,
     client::{Agent, Client, NoAnswer},
     eprint_line, exit,
 };
@@ -77,9 +78,12 @@ impl Failure {
     }
 }
 
-/// Tells how a verb ended; `code` is that of a failure.
-fn ended(outcome: Result<ExitCode, Failure>, code: impl Fn(&Failure) -> u8) -> ExitCode {
+/// Tells how a verb ended; `code` is that of a failure. A program that reads JSON gets some in any case.
+fn ended(outcome: Result<ExitCode, Failure>, format: Format, code: impl Fn(&Failure) -> u8) -> ExitCode {
     outcome.unwrap_or_else(|failure| {
+        if format == Format::Json {
+            print_line(&json!({"ok": false, "message": failure.to_string()}).to_string());
+        }
         eprint_line(&failure.to_string());
         ExitCode::from(code(&failure))
     })

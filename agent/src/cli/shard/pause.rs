@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Failure, NO_SHARDS, ask, ask_one, ended, find, ids, order};
+use super::{Failure, Format, NO_SHARDS, ask, ask_one, ended, find, ids, order};
 use crate::{
     cli::{check::print_line, client::Agent},
     core::failover::{PauseNode, ShardReport},
@@ -74,14 +74,18 @@ pub(in crate::cli) fn pause(args: &PauseArgs) -> ExitCode {
     let stands = |pause: Option<&PauseNode>| {
         pause.is_some_and(|pause| pause.for_ms == for_ms && pause.reason == args.reason)
     };
-    ended(order_of(&args.agent, &args.scope, request, stands, &done), Failure::code)
+    ended(order_of(&args.agent, &args.scope, request, stands, &done), Format::Table, Failure::code)
 }
 
 /// Ends a pause; the exit codes are those of `pause`.
 #[must_use]
 pub(in crate::cli) fn resume(args: &ResumeArgs) -> ExitCode {
     let request = |shard: &ShardReport| json!({"verb": "resume", "shard": shard.id, "host": args.scope.host});
-    ended(order_of(&args.agent, &args.scope, request, |pause| pause.is_none(), "goes on"), Failure::code)
+    ended(
+        order_of(&args.agent, &args.scope, request, |pause| pause.is_none(), "goes on"),
+        Format::Table,
+        Failure::code,
+    )
 }
 
 fn order_of(

@@ -88,6 +88,7 @@ impl Member {
         let Some(view) = self.view.clone() else { return };
         if view.role == Role::Replica && view.master.as_deref() == Some(&*state.master) {
             self.let_stream_in();
+            self.resolve("shard-rogue", &format!("{} follows {}", self.plan.address, state.master));
             return self.say(Level::Info, format!("it follows {}", state.master));
         }
         self.repair(&state, view.role, &view.replid);

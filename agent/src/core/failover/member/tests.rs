@@ -46,6 +46,8 @@ struct Host {
     link_down: bool,
     watches: Vec<String>,
     alerts: Vec<&'static str>,
+    /// All that ever began.
+    told: Vec<&'static str>,
     log: Vec<String>,
 }
 
@@ -131,6 +133,7 @@ impl World {
             link_down: false,
             watches: Vec::new(),
             alerts: Vec::new(),
+            told: Vec::new(),
             log: Vec::new(),
         };
         let hosts = keys.iter().enumerate().map(host).collect();
@@ -270,7 +273,11 @@ impl World {
                 let ordered = self.obey(i, order);
                 self.give(i, Input::Ordered(ordered));
             }
-            Command::Fire { what, .. } => self.hosts[i].alerts.push(what),
+            Command::Fire { what, .. } => {
+                self.hosts[i].alerts.retain(|alert| *alert != what);
+                self.hosts[i].alerts.push(what);
+                self.hosts[i].told.push(what);
+            }
             Command::Resolve { what, .. } => self.hosts[i].alerts.retain(|alert| *alert != what),
             Command::Log(_, text) => self.hosts[i].log.push(format!("{:.3} {text}", self.t.as_secs_f64())),
             Command::Kill => self.kill(i),
@@ -463,6 +470,10 @@ impl World {
         (0..self.hosts.len()).filter(|i| self.hosts[*i].server.up && self.hosts[*i].server.master).collect()
     }
 
+    fn told(&self, what: &str) -> bool {
+        self.hosts.iter().any(|host| host.told.contains(&what))
+    }
+
     fn story(&self) -> String {
         let mut lines: Vec<&String> = self.hosts.iter().flat_map(|host| &host.log).collect();
         lines.sort_by(|a, b| {
@@ -638,9 +649,13 @@ fn whole_copies_are_taken_one_after_another() {
         let followers = (1..4).filter(|i| world.hosts[*i].server.follows == address(0));
         let new: Vec<usize> = followers.filter(|i| !order.contains(i)).collect();
         assert!(new.len() < 2, "{new:?} at once: {}", world.story());
+        if let [i] = new[..] {
+            assert!(world.hosts[i].alerts.contains(&"shard-full-resync"), "{:?}", world.hosts[i].alerts);
+        }
         order.extend(new);
     }
     assert_eq!(order, [1, 2, 3], "{}", world.story());
+    assert!(world.hosts.iter().all(|host| host.alerts.is_empty()), "{}", world.story());
 }
 
 #[test]
@@ -737,8 +752,10 @@ fn a_switchover_hands_over_by_name() {
     world.write(0, 3);
     world.run(Duration::from_secs(6));
     world.wish(1, Wish::Switchover { to: Some(address(2)), id: "w1".into() });
+    assert!(world.told("switchover"), "{}", world.story());
     world.run(Duration::from_secs(2));
     world.check(2);
+    assert!(!world.hosts[0].alerts.contains(&"switchover"), "{:?}", world.hosts[0].alerts);
     let outcome = world.state().outcome.unwrap();
     assert!(outcome.done && outcome.paused_ms.is_some(), "{outcome:?}\n{}", world.story());
 }
@@ -809,8 +826,61 @@ fn a_rogue_master_is_made_a_replica_again() {
     world.write(0, 5);
     world.hosts[1].server.master = true;
     world.hosts[1].server.follows.clear();
+    world.run(Duration::from_secs(6));
+    assert!(world.told("shard-rogue"), "{}", world.story());
     world.settle();
     world.check(0);
+    assert!(world.hosts[1].alerts.is_empty(), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn a_fencer_that_is_gone_is_told_of() {
+    let mut world = World::new(&[0, 0]);
+    world.give(1, Input::Fencer(false));
+    assert_eq!(world.hosts[1].alerts, ["fencer-down"]);
+    world.give(1, Input::Fencer(true));
+    assert!(world.hosts[1].alerts.is_empty());
+    world.hosts[1].server.up = false;
+    world.give(1, Input::Fencer(false));
+    world.kill(1);
+    world.restart(1);
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.hosts[1].alerts, ["fencer-down"], "also where none ever stood by");
+}
+
+#[test]
+fn a_session_that_leaves_too_short_a_lease_is_told_of() {
+    let mut world = World::new(&[0, 0]);
+    let facts = |seconds, at| SessionFacts {
+        session: world.hosts[1].session,
+        timeout: Duration::from_secs(seconds),
+        read_only: false,
+        acknowledged: Some(at),
+    };
+    let (short, long) = (facts(10, world.now().at), facts(30, world.now().at));
+    world.give(1, Input::Session(Some(short)));
+    assert_eq!(world.hosts[1].alerts, ["lease-short"]);
+    world.give(1, Input::Session(Some(long)));
+    assert!(world.hosts[1].alerts.is_empty());
+}
+
+#[test]
+fn a_shard_without_a_master_is_told_of_until_it_has_one() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.hosts[1].server.priority = 0;
+    world.run(Duration::from_secs(11));
+    world.kill(0);
+    world.run(Duration::from_secs(50));
+    assert!(!world.hosts[1].alerts.contains(&"shard-no-master"), "{:?}", world.hosts[1].alerts);
+    world.run(Duration::from_secs(20));
+    assert!(world.hosts[1].alerts.contains(&"shard-no-master"), "{:?}", world.hosts[1].alerts);
+    assert!(world.hosts[1].alerts.contains(&"shard-no-candidate"), "{:?}", world.hosts[1].alerts);
+    world.hosts[1].server.priority = 100;
+    world.settle();
+    assert_eq!(world.masters(), [1], "{}", world.story());
+    assert!(!world.hosts[1].alerts.contains(&"shard-no-master"), "{:?}", world.hosts[1].alerts);
+    assert!(!world.hosts[1].alerts.contains(&"shard-no-candidate"), "{:?}", world.hosts[1].alerts);
 }
 
 #[test]
