@@ -90,6 +90,7 @@ fn without_zookeeper_a_master_that_one_does_not_follow_is_fenced() {
     without_zookeeper(&mut cluster);
     cluster.crash_host(replica);
     cluster.wait_fenced(master);
+    cluster.hosts[master].wait_alert("shard-fenced");
     let before = writer.count();
     wait::lasts(SESSION);
     assert!(cluster.write(master).is_err(), "it stays fenced");
@@ -97,6 +98,7 @@ fn without_zookeeper_a_master_that_one_does_not_follow_is_fenced() {
     cluster.hosts[replica].launch();
     cluster.servers[0].start_again();
     assert_eq!(cluster.wait_steady(), master, "who led before has the first claim");
+    cluster.hosts[master].wait_status("it takes writes again", |status| !status.fires("shard-fenced"));
     writer.wait_progress(20);
     let record = writer.finish();
     assert!(cluster.lost(&[&record]).is_empty());

@@ -15,7 +15,10 @@ mod surroundings;
 
 use std::time::Duration;
 
-use yagent_tests::{cluster::Cluster, wait};
+use yagent_tests::{
+    cluster::{Cluster, writer::Writer},
+    wait,
+};
 
 /// A failover whose cause was seen by the agent beside it is over within this, on a machine that is busy with tests.
 /// The usual figure, tens of milliseconds, is the benchmark's matter.
@@ -37,6 +40,17 @@ fn fill(cluster: &Cluster, keys: u64) {
         let node = format!("members/{}", cluster.address(host));
         cluster.watch.wait_node(&node, "its agent has seen the data", |node| node["keys"] != 0);
     }
+}
+
+/// The application goes on, nothing that was acknowledged to it is lost but `at_most` writes, and none was acknowledged by a
+/// former master.
+fn ends_well(cluster: &Cluster, writer: Writer, at_most: usize) {
+    writer.wait_progress(20);
+    let record = writer.finish();
+    let lost = cluster.lost(&[&record]);
+    assert!(lost.len() <= at_most, "{lost:?}");
+    cluster.assert_one_master(&[&record]);
+    wait_same_keys(cluster);
 }
 
 /// Waits until all hosts have the master's keys.

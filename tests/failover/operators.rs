@@ -9,7 +9,7 @@ use yagent_tests::{
     wait,
 };
 
-use crate::{FAST, IN_FLIGHT, fill, keeps_its_master_for, nothing_changes_for, wait_same_keys};
+use crate::{FAST, IN_FLIGHT, ends_well, fill, keeps_its_master_for, nothing_changes_for, wait_same_keys};
 
 fn shard(cluster: &Cluster) -> String {
     cluster.address(0).to_string()
@@ -120,6 +120,8 @@ fn a_target_whose_server_dies_costs_nothing() {
 fn a_second_wish_waits_for_nobody_and_is_refused() {
     let cluster = Plan::new(2).start();
     let (old, target) = (cluster.master(), cluster.replica());
+    let writer = cluster.writer();
+    writer.wait_progress(20);
     cluster.hosts[target].signal(Signal::STOP);
     thread::scope(|scope| {
         let first = scope.spawn(|| switchover(&cluster, old, &[]));
@@ -130,6 +132,7 @@ fn a_second_wish_waits_for_nobody_and_is_refused() {
         first.join().unwrap();
     });
     cluster.wait_steady();
+    ends_well(&cluster, writer, 0);
 }
 
 #[test]
@@ -138,6 +141,8 @@ fn in_a_pause_nothing_is_switched_and_fencing_still_works() {
     fill(&cluster, 10);
     let shard = shard(&cluster);
     let (old, epoch) = (cluster.master(), cluster.watch.epoch());
+    let writer = cluster.writer();
+    writer.wait_progress(20);
     let output = cluster.yagent(1, &["pause", &shard, "--for", "5m", "--reason", "a test"]);
     assert!(output.status.success(), "{output:?}");
     cluster.watch.wait_node("pause", "the pause is known", |pause| pause["reason"] == "a test");
@@ -152,6 +157,7 @@ fn in_a_pause_nothing_is_switched_and_fencing_still_works() {
     assert_ne!(cluster.host_of(new.master), old);
     cluster.hosts[old].launch();
     cluster.wait_steady();
+    ends_well(&cluster, writer, 0);
 }
 
 #[test]
@@ -159,6 +165,8 @@ fn an_agent_that_is_restarted_in_a_pause_keeps_its_master() {
     let mut cluster = Plan::new(2).start();
     fill(&cluster, 10);
     let (shard, master) = (shard(&cluster), cluster.master());
+    let writer = cluster.writer();
+    writer.wait_progress(20);
     let output = cluster.yagent(master, &["pause", &shard, "--for", "5m", "--reason", "a test"]);
     assert!(output.status.success(), "{output:?}");
     let former = cluster.watch.node("lock")["nonce"].clone();
@@ -170,6 +178,7 @@ fn an_agent_that_is_restarted_in_a_pause_keeps_its_master() {
     wait::until("it takes writes", || cluster.write(master));
     assert!(cluster.yagent(master, &["resume", &shard]).status.success());
     assert_eq!(cluster.wait_steady(), master);
+    ends_well(&cluster, writer, 0);
 }
 
 #[test]
