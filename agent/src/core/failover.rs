@@ -210,7 +210,8 @@ pub struct RequestId(pub u64);
 pub enum Input {
     /// The deadline passed.
     Tick,
-    /// The registry's session as it stands; given whenever it changed, before anything else of that moment.
+    /// The registry's session as it stands; given whenever it says more, see [`SessionFacts::says_more`], before anything else
+    /// of that moment.
     Session(Option<SessionFacts>),
     /// A connection stands: nothing that was read before is known any more, no watch is left.
     Connected,

@@ -152,6 +152,8 @@ pub struct Member {
     lease_until: Option<Instant>,
     /// Without a registry: until when all members are known to follow.
     failsafe_until: Option<Instant>,
+    /// Since when each look has found that.
+    unheard_since: Option<Instant>,
     /// An adopted server was found to be a master: how long it may be one before we know.
     grace_until: Option<Instant>,
     /// What the fencer was told last.
@@ -178,6 +180,8 @@ pub struct Member {
     marks: VecDeque<(Instant, i64)>,
     /// When each of a master's replicas was last seen to keep up.
     kept_up: BTreeMap<String, Instant>,
+    /// A master that tells nothing: since when, and its heirs then.
+    blind: Option<(Instant, Vec<String>)>,
     /// When its server was last told whom to follow: what was seen before is of no use.
     turned: Option<Instant>,
     /// Since when it has wanted a whole copy of its master.
@@ -252,6 +256,7 @@ impl Member {
             lock_session: None,
             lease_until: None,
             failsafe_until: None,
+            unheard_since: None,
             grace_until: None,
             fed: None,
             feed_anew: false,
@@ -266,6 +271,7 @@ impl Member {
             view_at: now.at,
             marks: VecDeque::new(),
             kept_up: BTreeMap::new(),
+            blind: None,
             turned: None,
             wants_copy: None,
             asked_at: now.at,
@@ -575,7 +581,7 @@ impl Member {
         let Some(order) = self.running.take() else { return };
         match (&order, ordered) {
             (Order::Inspect, Ordered::Done(Some(view))) => self.take_view(*view),
-            (Order::Inspect, _) => self.view = None,
+            (Order::Inspect, _) => (self.view, self.unheard_since) = (None, None),
             (Order::Promote, Ordered::Done(_)) => {
                 self.heirs_since = self.now.at;
                 self.order(Order::Inspect);
@@ -597,6 +603,7 @@ impl Member {
             return;
         }
         self.view_at = self.asked_at;
+        self.blind = None;
         self.last_figures = Some((view.offset, view.keys));
         self.tell_resync(&view);
         self.view = Some(view);

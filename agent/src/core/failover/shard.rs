@@ -111,6 +111,13 @@ pub enum IntentKind {
     Force,
 }
 
+impl IntentKind {
+    /// Whether such a wish takes the place of one that waits: whoever forces does not wait for a plan.
+    pub(super) fn overrides(self, waiting: &Intent, state: &ShardState) -> bool {
+        self == IntentKind::Force && waiting.kind == IntentKind::Switchover && state.phase == Phase::Done
+    }
+}
+
 /// A planned change of the master, at the moment when the former one has stopped its writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handover {

@@ -13,6 +13,8 @@ use crate::core::{
     failover::{Intent, IntentKind, Standing, Verdict, candidates},
 };
 
+/// A whole copy begins within this: a master waits 5 s for more replicas that want one, where it is left to.
+const COPY_BEGINS: Duration = Duration::from_secs(8);
 /// How many times a late candidate holds back what the best one needs.
 const HOLD_BACK: u32 = 2;
 
@@ -140,23 +142,24 @@ impl Member {
         self.order(Order::Follow { host, port, drop_clients });
     }
 
-    /// One whole copy at a time. Of several that need one the smallest address goes first; the others see it take its copy
-    /// within two beats, or go on without it.
+    /// One whole copy at a time. Of several that need one the smallest address goes first, and those that were told to
+    /// follow already; whoever does not begin in time is not waited for.
     fn somebody_goes_first(&mut self, state: &ShardState) -> bool {
         let nodes = self.know.members.iter().filter_map(|(address, slot)| Some((address, slot.content()?)));
         let others = nodes.filter(|(address, _)| **address != self.plan.address && **address != state.master);
-        let waits =
-            |node: &MemberNode| !node.loading && ![&state.replid, &state.replid2].contains(&&node.replid);
-        let (mut copies, mut before) = (false, 0);
+        let waits = |node: &MemberNode| {
+            !node.loading && !node.link && ![&state.replid, &state.replid2].contains(&&node.replid)
+        };
+        let (mut copies, mut ahead) = (false, false);
         for (address, node) in others {
             copies |= node.syncing;
-            before += u32::from(*address < self.plan.address && waits(node));
+            ahead |= waits(node) && (*address < self.plan.address || node.master == state.master);
         }
         if copies {
             self.wants_copy = None;
         }
         let since = *self.wants_copy.get_or_insert(self.now.at);
-        copies || self.now.at < since + self.plan.timing.beat * 2 * before
+        copies || ahead && self.now.at < since + COPY_BEGINS
     }
 
     pub(super) fn followed(&mut self, ordered: &Ordered) {
@@ -164,6 +167,7 @@ impl Member {
             (Ordered::Done(_), Stage::Detaching) => self.detached(),
             (Ordered::Done(_), _) => {
                 self.turned = Some(self.now.at);
+                self.wants_copy = None;
                 // What paused it as a master would hold its master's stream up as well.
                 self.order(Order::Unfence { min_replicas: 0 });
                 self.order(Order::Inspect);

@@ -137,20 +137,28 @@ impl Member {
         // Whoever gave the shard up is succeeded by somebody who need not leave it first.
         let recorded = |state: &ShardState| state.master == self.plan.address && state.phase == Phase::Done;
         let ours = self.stage.needs_lease() || self.know.state().is_none_or(recorded);
-        if agreed && ours && view.role == Role::Master && all && sure {
+        let unheard = agreed && ours && view.role == Role::Master && all && sure;
+        self.unheard_since = unheard.then(|| self.unheard_since.unwrap_or(self.now.at));
+        if unheard {
             let until = self.view_at + self.plan.timing.beat;
             self.failsafe_until = Some(self.failsafe_until.map_or(until, |before| before.max(until)));
         }
     }
 
-    /// Rule 7 for one that was fenced because it could not tell for a moment. Not where it may have given the shard up: who
+    /// Rule 7 for one that was fenced because it could not tell for a moment, once that has held for a while: what flaps
+    /// stays fenced. Not where it may have given the shard up: who
     /// was wished for need not leave it first.
     fn may_go_on_unheard(&self) -> bool {
         let certain = |state: &ShardState| {
             state.master == self.plan.address && state.phase == Phase::Done && state.intent.is_none()
         };
         let all = self.failsafe_until.is_some_and(|until| self.now.at < until);
-        all && !self.connected && self.role() == Role::Master && self.know.state().is_some_and(certain)
+        let steady = OLDEST_ACK + self.plan.timing.beat;
+        let steadily = self.unheard_since.is_some_and(|since| self.now.at >= since + steady);
+        all && steadily
+            && !self.connected
+            && self.role() == Role::Master
+            && self.know.state().is_some_and(certain)
     }
 
     /// Redis counts by the wall clock when a replica acknowledged. One that was set back makes what is old look new, until

@@ -13,7 +13,7 @@ use crate::{
     core::{
         alert::Severity,
         failover::{
-            Agreement, Command, HistoryEntry, LockNode, MemberNode, Planted, RequestId, ShardPlan,
+            Agreement, Command, HistoryEntry, LockNode, MemberNode, Outcome, Planted, RequestId, ShardPlan,
             ShardState,
             shard::{HISTORY_AT_MOST, VERSION, decode, encode},
         },
@@ -72,6 +72,11 @@ impl<T> Slot<T> {
     pub(super) fn doubt(&mut self) {
         self.fresh = false;
         self.again = self.asked;
+    }
+
+    /// It is not certain, and not read before [`Member::read_again`].
+    fn hold(&mut self) {
+        (self.fresh, self.asked, self.again) = (false, true, false);
     }
 
     /// A new connection: no answer of the old one comes.
@@ -432,6 +437,16 @@ impl Member {
                 self.know.state.wrote(state, 0);
                 self.state_written(purpose);
             }
+            Answer::Refused(why) => {
+                // What is refused now is refused in a moment as well: nobody is to ask at the registry's own pace.
+                self.know.state.hold();
+                self.reread = Some(self.now.at + self.plan.timing.beat);
+                if let Some(wish) = self.wish.take_if(|_| purpose == Purpose::Wish) {
+                    let text = format!("the registry refuses it: {why}");
+                    self.unheard = Some(Outcome { id: wish.id, done: false, text, paused_ms: None });
+                }
+                self.state_not_written(purpose, answer);
+            }
             _ => {
                 // Whose change won, or whether ours did, only a look can tell.
                 self.know.state.doubt();
@@ -471,7 +486,6 @@ impl Member {
         self.request(Asked::TakeLock, Request::Create { path, node });
     }
 
-    /// Gives the lock back, or removes that of our own past.
     /// By what it believes, or by what stands there.
     pub(super) fn has_the_lock(&self) -> bool {
         let owner = self.know.lock.seen.as_ref().map(|seen| seen.owner);
@@ -479,6 +493,7 @@ impl Member {
         self.lock_session.is_some() || owner.is_some() && owner == session
     }
 
+    /// Gives the lock back, or removes that of our own past.
     pub(super) fn drop_lock(&mut self) {
         self.lock_session = None;
         self.lease_until = None;

@@ -12,6 +12,7 @@ impl Member {
     /// `done` stands, with our name.
     pub(super) fn leads_now(&mut self) {
         self.led_since = self.now.at;
+        self.blind = None;
         self.round = 0;
         self.grace_until = None;
         self.renew_fence = None;
@@ -93,29 +94,38 @@ impl Member {
         }
         self.write_config();
         if self.view.is_none() || self.view_at < self.led_since {
+            self.heed_if_free(&state);
             return self.lead_blindly(&state);
         }
         self.keep_second_fence(&state);
         self.tell_replicas(&state);
         self.complete_history(&state);
+        self.heed_if_free(&state);
+    }
+
+    fn heed_if_free(&mut self, state: &ShardState) {
         if self.writing.is_none() && self.running.as_ref().is_none_or(|order| *order == Order::Inspect) {
-            self.heed(&state);
+            self.heed(state);
         }
     }
 
     /// Its server tells nothing, and may take writes all the same: after a while the replicas' own word is what is left of
     /// who keeps up.
     fn lead_blindly(&mut self, state: &ShardState) {
-        if self.now.at < self.view_at.max(self.led_since) + HEIRS_FOR || self.writing.is_some() {
+        let (since, heirs) = self.blind.get_or_insert_with(|| (self.now.at, state.heirs.clone()));
+        if self.now.at < *since + HEIRS_FOR || self.writing.is_some() {
             return;
         }
         let follows = |node: &MemberNode| node.link && !node.syncing && node.master == state.master;
         let says_so = |address: &&String| {
             self.know.members.get(*address).and_then(|slot| slot.content()).is_some_and(follows)
         };
-        let heirs: Vec<String> = state.heirs.iter().filter(says_so).cloned().collect();
+        let heirs: Vec<String> = heirs.iter().filter(says_so).cloned().collect();
         if heirs != state.heirs {
-            self.say(Level::Warn, "its server tells nothing, and replicas have lost it".to_owned());
+            self.say(
+                Level::Warn,
+                "its server tells nothing: who says that it follows is its heir".to_owned(),
+            );
             self.put_state(Purpose::Settle, ShardState { heirs, ..state.clone() });
         }
     }

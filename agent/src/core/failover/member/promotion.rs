@@ -5,6 +5,7 @@ use log::Level;
 use super::{
     Asked, Change, HEIRS_FOR, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role,
     ShardState, Stage, View,
+    switchover::{Handing, NOT_WRITTEN},
 };
 use crate::{
     core::failover::shard::{Outcome, VERSION},
@@ -182,6 +183,7 @@ impl Member {
             (Purpose::Publish, Stage::Publishing) | (Purpose::Return, Stage::Claiming) => self.leads_now(),
             (Purpose::TakeBack, Stage::Claiming) => self.leads_now(),
             (Purpose::HandOver, Stage::HandingOver(_)) => self.handed_over(),
+            (Purpose::Answer, Stage::HandingOver(Handing::Writing)) => self.goes_on_as_master(NOT_WRITTEN),
             (Purpose::Release, Stage::Releasing) => self.released_now(),
             (Purpose::Solo, Stage::Leading) => self.order(Order::Unfence { min_replicas: 0 }),
             (Purpose::Wish, _) => self.wish = None,

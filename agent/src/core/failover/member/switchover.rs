@@ -26,6 +26,9 @@ pub(super) enum Handing {
     SteppingDown,
 }
 
+/// Why a handover did not come about whose record could not be written.
+pub(super) const NOT_WRITTEN: &str = "`state` could not be changed";
+
 impl Member {
     /// How long a target may take to lead.
     pub(super) fn handover_limit(&self) -> Duration {
@@ -47,7 +50,7 @@ impl Member {
         let none =
             if self.know.state.fresh { "the shard never had a master" } else { "`state` is not read yet" };
         let state = self.know.state().ok_or(none)?.clone();
-        if let Some(intent) = &state.intent {
+        if let Some(intent) = state.intent.as_ref().filter(|intent| !kind.overrides(intent, &state)) {
             return Err(format!("another request is under way (to {})", intent.to));
         }
         if self.wish.is_some() || self.is_changing(&state) {
@@ -126,7 +129,8 @@ impl Member {
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.wish = None };
-        if state.intent.is_some() || self.is_changing(&state) {
+        let taken = state.intent.as_ref().is_some_and(|intent| !wish.kind.overrides(intent, &state));
+        if taken || self.is_changing(&state) {
             self.wish = None;
             let text = "a change of the master is under way".to_owned();
             self.unheard = Some(Outcome { id: wish.id, done: false, text, paused_ms: None });
@@ -144,7 +148,10 @@ impl Member {
         }
         // Whether the target follows is judged by a look from after the wish: it may have come just now.
         match &self.heeded {
-            Some((id, since)) if *id == intent.id && self.view_at >= *since => {}
+            Some((id, since)) if *id == intent.id && self.view_at >= *since && self.view.is_some() => {}
+            Some((id, since)) if *id == intent.id && self.now.at >= *since + self.handover_limit() => {
+                return self.refuse(state, &intent.id, "its server does not tell how far it is");
+            }
             Some((id, _)) if *id == intent.id => return,
             _ => {
                 self.heeded = Some((intent.id.clone(), self.now.at));
@@ -195,7 +202,8 @@ impl Member {
     pub(super) fn refuse(&mut self, state: &ShardState, id: &str, why: &str) {
         self.log(Level::Warn, format!("the wish is refused: {why}"));
         let outcome = Outcome { id: id.to_owned(), done: false, text: why.to_owned(), paused_ms: None };
-        self.put_state(Purpose::Answer, ShardState { intent: None, outcome: Some(outcome), ..state.clone() });
+        let intent = state.intent.clone().filter(|intent| intent.id != id);
+        self.put_state(Purpose::Answer, ShardState { intent, outcome: Some(outcome), ..state.clone() });
     }
 
     /// Nothing was handed over yet: it goes on as the master.
@@ -204,31 +212,30 @@ impl Member {
         if state.master != self.plan.address || state.phase != Phase::Done {
             return self.lose_lease(&format!("`state` names {}", state.master));
         }
-        self.paused_writes = None;
-        self.resolve("switchover", &format!("{} goes on as the master: {why}", self.plan.address));
-        self.enter(Stage::Leading);
-        self.let_writes_in();
-        if let Some(intent) = state.intent.clone()
+        let id = self.paused_writes.as_ref().map(|(_, id)| id.clone());
+        self.goes_on_as_master(why);
+        if let Some(intent) = state.intent.clone().filter(|intent| Some(&intent.id) == id.as_ref())
             && self.writing.is_none()
         {
             self.refuse(&state, &intent.id, why);
         }
     }
 
+    pub(super) fn goes_on_as_master(&mut self, why: &str) {
+        self.paused_writes = None;
+        self.resolve("switchover", &format!("{} goes on as the master: {why}", self.plan.address));
+        self.enter(Stage::Leading);
+        self.let_writes_in();
+    }
+
     pub(super) fn hand_over(&mut self, handing: Handing) {
-        if handing == Handing::Writing && self.writing.is_none() && self.know.state.fresh {
-            // The write was not made, or its answer is lost: what stands there tells.
-            let handed = self
-                .know
-                .state()
-                .is_some_and(|state| state.handover.is_some() && state.from == self.plan.address);
-            return if handed {
-                self.handed_over()
-            } else {
-                self.refuse_handover("`state` could not be changed")
-            };
-        }
         let Some((since, id)) = self.paused_writes.clone() else { return };
+        if handing == Handing::Writing {
+            return self.find_what_was_written(&id);
+        }
+        if handing == Handing::Measuring && self.now.at >= since + self.handover_limit() {
+            return self.refuse_handover("its server does not tell how far it is");
+        }
         if handing != Handing::Measuring || self.running.is_some() || self.view_at < since {
             return;
         }
@@ -258,6 +265,22 @@ impl Member {
         };
         self.stage = Stage::HandingOver(Handing::Writing);
         self.put_state(Purpose::HandOver, next);
+    }
+
+    /// The handover was not written, or its answer is lost. A server of the registry that lags behind shows what was before:
+    /// only a change of our own tells that it was not.
+    fn find_what_was_written(&mut self, id: &str) {
+        if !self.connected || self.writing.is_some() || !self.know.state.fresh || !self.may_retry() {
+            return;
+        }
+        let Some(state) = self.know.state().cloned() else { return self.lose_lease("`state` is gone") };
+        if self.handed_over_by_us(&state) {
+            return self.handed_over();
+        }
+        if state.master != self.plan.address || state.phase != Phase::Done {
+            return self.lose_lease(&format!("`state` names {}", state.master));
+        }
+        self.refuse(&state, id, NOT_WRITTEN);
     }
 
     pub(super) fn handed_over(&mut self) {
@@ -368,6 +391,11 @@ impl Member {
             since_ms: self.now.unix_ms,
             intent: state.intent.clone().filter(|intent| intent.kind == IntentKind::Force),
             handover: None,
+            // Of one that has led there are heirs, also where nothing else tells that it has.
+            from: match state.phase {
+                Phase::Done if state.from.is_empty() => state.master.clone(),
+                _ => state.from.clone(),
+            },
             ..state.clone()
         }
     }

@@ -24,7 +24,7 @@ struct Server {
     copies: Option<Duration>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ZNode {
     content: Vec<u8>,
     version: i32,
@@ -66,6 +66,14 @@ struct World {
     copy: Duration,
     /// Whoever hands over is not told that it did, and is cut off from the registry.
     cut_after_handover: bool,
+    /// `state` as it was before that.
+    before_handover: Option<ZNode>,
+    /// What the first host's server of the registry still shows as `state`.
+    lagging: Option<ZNode>,
+    /// Changes of `state` with this field are refused.
+    refused: Option<&'static str>,
+    /// No history has a name.
+    nameless: bool,
 }
 
 fn timing() -> Timing {
@@ -149,6 +157,10 @@ impl World {
             busy: false,
             copy: Duration::ZERO,
             cut_after_handover: false,
+            before_handover: None,
+            lagging: None,
+            refused: None,
+            nameless: false,
         };
         for i in 0..world.hosts.len() {
             world.connect(i);
@@ -256,6 +268,9 @@ impl World {
             Command::Request(request, what) => {
                 let hands_over = matches!(&what, Request::Write { content, .. }
                     if decode::<ShardState>(content).is_some_and(|state| state.handover.is_some()));
+                if hands_over && self.cut_after_handover {
+                    self.before_handover = self.nodes.get(&format!("{SHARD}/state")).cloned();
+                }
                 let mut answer = if self.hosts[i].linked { self.answer(i, what) } else { Answer::Lost };
                 if hands_over && self.cut_after_handover {
                     self.hosts[i].linked = false;
@@ -292,6 +307,9 @@ impl World {
         match request {
             Request::Read { path } => {
                 self.hosts[i].watches.push(path.clone());
+                if let Some(old) = self.lagging.as_ref().filter(|_| i == 0 && path.ends_with("/state")) {
+                    return Answer::Node(Some(found(old)));
+                }
                 Answer::Node(self.nodes.get(&path).map(found))
             }
             Request::Create { path, .. } if self.nodes.contains_key(&path) => Answer::Exists,
@@ -300,6 +318,9 @@ impl World {
                 self.nodes.insert(path.clone(), ZNode { content: node.content, version: 0, owner });
                 self.changed(&path);
                 Answer::Created
+            }
+            Request::Write { content, .. } if self.refused.is_some_and(|field| has(&content, field)) => {
+                Answer::Refused("NoAuth".into())
             }
             Request::Write { path, content, version } => match self.nodes.get_mut(&path) {
                 Some(node) if node.version == version => {
@@ -385,8 +406,8 @@ impl World {
             master: (!server.master).then(|| server.follows.clone()),
             link_up: linked && !self.hosts[i].link_down && !self.is_copying(i),
             syncing: self.is_copying(i),
-            replid: server.replid.clone(),
-            replid2: server.replid2.clone(),
+            replid: if self.nameless { String::new() } else { server.replid.clone() },
+            replid2: if self.nameless { String::new() } else { server.replid2.clone() },
             offset: server.offset,
             keys: server.keys,
             priority: server.priority,
@@ -500,6 +521,10 @@ impl World {
     }
 }
 
+fn has(content: &[u8], field: &str) -> bool {
+    String::from_utf8_lossy(content).contains(&format!("\"{field}\":{{"))
+}
+
 #[test]
 fn a_shard_without_data_gets_its_smallest_address_as_master() {
     let world = World::new(&[0, 0, 0]);
@@ -599,7 +624,9 @@ fn a_master_that_could_not_tell_for_a_moment_goes_on_without_a_registry() {
     assert!(world.hosts[0].server.paused, "{}", world.story());
     assert!(world.hosts[0].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[0].alerts);
     world.hosts[1].server.up = true;
-    world.run(Duration::from_secs(3));
+    world.run(Duration::from_secs(2));
+    assert!(world.hosts[0].server.paused, "not at the first good look: {}", world.story());
+    world.run(Duration::from_secs(4));
     assert!(!world.hosts[0].server.paused && world.hosts[0].fed, "{}", world.story());
     assert!(world.hosts[0].alerts.is_empty(), "{:?}", world.hosts[0].alerts);
     world.write(0, 5);
@@ -622,6 +649,124 @@ fn a_master_that_may_have_handed_over_does_not_go_on_without_a_registry() {
 }
 
 #[test]
+fn a_registry_that_lags_behind_does_not_let_writes_in_after_a_handover() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.cut_after_handover = true;
+    let path = format!("{SHARD}/state");
+    world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+    let before = world.before_handover.take().unwrap();
+    world.lagging = Some(before);
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    world.run(Duration::from_secs(1));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    assert_eq!(world.state().phase, Phase::Promoting, "{}", world.story());
+    world.lagging = None;
+    world.changed(&path);
+    world.run(Duration::from_secs(1));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    world.hosts[1].agent = true;
+    world.give(1, Input::Changed { path: path.clone() });
+    world.give(1, Input::Changed { path: format!("{SHARD}/lock") });
+    world.settle();
+    world.check(1);
+    assert_eq!(world.hosts[1].server.keys, 5);
+}
+
+#[test]
+fn a_handover_that_was_not_written_is_refused_and_the_master_goes_on() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.refused = Some("handover");
+    world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+    world.run(Duration::from_secs(4));
+    let outcome = world.state().outcome.unwrap();
+    assert!(!outcome.done && outcome.text.contains("could not be changed"), "{outcome:?}");
+    world.check(0);
+}
+
+#[test]
+fn what_the_registry_refuses_is_not_asked_for_all_the_time() {
+    let mut world = World::new(&[0, 0]);
+    world.refused = Some("intent");
+    world.wish(1, Wish::Switchover { to: None, id: "w".into() });
+    world.run(Duration::from_secs(10));
+    let told = world.hosts[1].log.iter().filter(|line| line.contains("the registry refuses")).count();
+    assert_eq!(told, 1, "{}", world.story());
+    let unheard = world.hosts[1].member.unheard.clone().unwrap();
+    assert!(!unheard.done && unheard.text.contains("NoAuth"), "{unheard:?}");
+    world.check(0);
+}
+
+#[test]
+fn force_moves_a_master_that_tells_nothing_whatever_waits() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: Some(address(1)), id: "w1".into() });
+    world.run(Duration::from_millis(500));
+    world.wish(1, Wish::Force { to: Some(address(1)), id: "w2".into() });
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.state().master, address(1), "{}", world.story());
+    assert!(world.hosts[0].server.paused || !world.hosts[0].server.up, "{}", world.story());
+}
+
+#[test]
+fn a_switchover_of_a_master_that_tells_nothing_is_refused() {
+    let mut world = World::new(&[0, 0]);
+    world.run(Duration::from_secs(6));
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: Some(address(1)), id: "w1".into() });
+    world.run(Duration::from_secs(5));
+    let outcome = world.state().outcome.unwrap();
+    assert!(!outcome.done && outcome.text.contains("does not tell"), "{outcome:?}");
+    assert_eq!(world.state().intent, None);
+}
+
+/// Redis before 4.0.
+#[test]
+fn heirs_count_where_histories_have_no_names() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.nameless = true;
+    let now = world.now();
+    for i in 0..3 {
+        world.hosts[i].server =
+            Server { master: false, follows: "127.0.0.1:1".into(), ..world.hosts[i].server.clone() };
+        world.hosts[i].member = Member::new(now, plan(i, 3));
+    }
+    world.nodes.clear();
+    for i in 0..3 {
+        world.connect(i);
+        world.give(i, Input::Fencer(true));
+        world.give(i, Input::Server(Life::Up));
+    }
+    world.settle();
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    for i in [1, 2] {
+        world.hosts[i].server.up = false;
+    }
+    world.run(Duration::from_secs(10));
+    assert!(world.state().solo && world.state().heirs.is_empty(), "{}", world.story());
+    world.write(0, 5);
+    for i in [1, 2] {
+        world.hosts[i].server.up = true;
+        world.hosts[i].server.follows = "127.0.0.1:1".into();
+    }
+    world.kill(0);
+    world.settle();
+    assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
+}
+
+#[test]
 fn who_lost_a_master_that_tells_nothing_is_its_heir_no_more() {
     let mut world = World::new(&[0, 0, 0]);
     world.write(0, 5);
@@ -633,6 +778,9 @@ fn who_lost_a_master_that_tells_nothing_is_its_heir_no_more() {
     world.hosts[2].link_down = true;
     world.run(Duration::from_secs(10));
     assert_eq!(world.state().heirs, [address(1)], "{}", world.story());
+    world.hosts[2].link_down = false;
+    world.run(Duration::from_secs(10));
+    assert_eq!(world.state().heirs, [address(1), address(2)], "{}", world.story());
 }
 
 #[test]
