@@ -27,6 +27,8 @@ pub(crate) struct Conf {
     pub(crate) no_replica_lag: bool,
     /// `repl-backlog-ttl` is set.
     pub(crate) backlog_ttl: bool,
+    /// `repl-diskless-sync-delay` is set.
+    pub(crate) diskless_delay: bool,
     /// `rename-command`: the command in lower case, and what it is called now; empty: it was taken away.
     pub(crate) renamed: Vec<(String, Vec<u8>)>,
 }
@@ -79,6 +81,7 @@ impl Conf {
                 (self.replica_lag, self.no_replica_lag) = (true, first == b"0");
             }
             "repl-backlog-ttl" => self.backlog_ttl = true,
+            "repl-diskless-sync-delay" => self.diskless_delay = true,
             "maxclients" => {
                 self.max_clients = std::str::from_utf8(first).ok().and_then(|text| text.parse().ok())
             }
@@ -220,7 +223,7 @@ mod tests {
             b"# a comment\nrequirepass first\r\n  RequirePass \"s\\x41\\n \\\"q\\\"\"\nbind -::1 10.0.0.1 10.0.0.2\n\
               tls-port 6390\nunixsocket /run/redis.sock\ncluster-enabled YES\nmaxclients 500\nappenddirname aof\n\
               rename-command GET hidden\nrename-command CONFIG \"\"\nmasterauth x\nmin-slaves-max-lag 5\n\
-              repl-backlog-ttl 60\n",
+              repl-backlog-ttl 60\nrepl-diskless-sync-delay 2\n",
         )
         .unwrap();
         let expected = Conf {
@@ -236,6 +239,7 @@ mod tests {
             replica_lag: true,
             no_replica_lag: false,
             backlog_ttl: true,
+            diskless_delay: true,
             renamed: vec![("get".to_owned(), b"hidden".to_vec()), ("config".to_owned(), Vec::new())],
         };
         assert_eq!(conf, expected);

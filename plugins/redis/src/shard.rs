@@ -42,6 +42,10 @@ pub(crate) fn directives(settings: &Settings<'_>, conf: &Conf) -> Result<Vec<Vec
     if !conf.backlog_ttl {
         tell("repl-backlog-ttl", &[b"0"]);
     }
+    // One copy is taken at a time: a master that waits for more who want one waits for nothing.
+    if !conf.diskless_delay {
+        tell("repl-diskless-sync-delay", &[b"0"]);
+    }
     tell("slaveof", &[host.as_bytes(), port.as_bytes()]);
     Ok(words)
 }

@@ -59,10 +59,10 @@ fn a_member_is_told_how_it_replicates_and_the_master_comes_last() {
         &[("replicaof", b"10.0.0.2 16379"), ("host", b"10.0.0.1"), ("peers", b"10.0.0.2")];
     let expected = " --supervised no --slave-announce-ip 10.0.0.1 --slave-announce-port 16379 --protected-mode no \
                     --slave-read-only yes --min-slaves-to-write 0 --min-slaves-max-lag 10 --repl-backlog-ttl 0 \
-                    --slaveof 10.0.0.2 16379";
+                    --repl-diskless-sync-delay 0 --slaveof 10.0.0.2 16379";
     assert!(argv(member).ends_with(expected), "{}", argv(member));
 
-    let content = b"requirepass x\nmin-replicas-max-lag 5\nrepl-backlog-ttl 60\nreplica-priority 7";
+    let content = b"requirepass x\nmin-replicas-max-lag 5\nrepl-backlog-ttl 60\nrepl-diskless-sync-delay 1\nreplica-priority 7";
     let expected = " --supervised no --slave-announce-ip 10.0.0.1 --slave-announce-port 16379 --masterauth x \
                     --slave-read-only yes --min-slaves-to-write 0 --slaveof 10.0.0.2 16379";
     let told = argv(&[member, &[("redis_conf.content", content)]].concat());

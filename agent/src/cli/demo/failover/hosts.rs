@@ -97,7 +97,7 @@ fn report(agent: &mut Process) -> Option<ShardReport> {
 fn make_dir(dir: &Path) -> Result<(), String> {
     let conf = dir.join("redis.conf");
     fs::create_dir(dir)
-        .and_then(|()| fs::write(&conf, "save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n"))
+        .and_then(|()| fs::write(&conf, "save \"\"\nappendonly no\n"))
         .map_err(|e| format!("cannot write {}: {e}", conf.display()))
 }
 
