@@ -60,7 +60,7 @@ pub const KEYS_AT_MOST: usize = 1024;
 pub const OVERFLOW_KEY: &str = "too-many-alerts";
 
 /// An alert of the agent's former run that does not fire again within this is over.
-const INHERITED_FOR: Duration = Duration::from_secs(120);
+const INHERITED_FOR: Duration = Duration::from_secs(600);
 
 /// A summary is cut to this many bytes, so that no backend's message can fill the memory or a sink.
 const SUMMARY_AT_MOST: usize = 1024;
@@ -91,17 +91,16 @@ impl AlertBook {
         self.plan();
     }
 
-    /// An alert that went on when the agent's former run ended, and was told then. It goes on until it is resolved, or
-    /// does not fire again.
+    /// An alert that went on when the agent's former run ended. It goes on until it is resolved, or does not fire again; where
+    /// it does, it is told anew, for whether the former run got so far is not known.
     pub fn inherit(&mut self, now_ms: u64, alert: Alert) {
         let t = self.clock.steady(now_ms);
         if alert.state != AlertState::Firing || !self.has_room_for(&alert.key, t) {
             return;
         }
         let key = alert.key.clone();
-        let (told, worst_told) = (1, Some(alert.severity));
         let inherited_until = Some(t.saturating_add(millis(INHERITED_FOR)));
-        let entry = Entry { alert, told, worst_told, inherited_until, ..Entry::new(t, now_ms, &key) };
+        let entry = Entry { alert, inherited_until, ..Entry::new(t, now_ms, &key) };
         self.entries.insert(key, entry);
         self.plan();
     }
@@ -369,16 +368,19 @@ mod tests {
         book.inherit(T0 + 1000, Alert { key: "registry-lost".into(), ..former.clone() });
         book.inherit(T0 + 1000, Alert { state: AlertState::Resolved, key: "over".into(), ..former.clone() });
         assert_eq!(book.active().count(), 2);
-        assert_eq!(fire(&mut book, T0 + 2000), None, "it was told by the former run");
-        assert_eq!(book.due(T0 + 120_000), []);
-        assert_eq!(book.next_deadline_ms(), Some(T0 + 121_000));
-        let told = book.due(T0 + 121_000);
+        assert_eq!(fire(&mut book, T0 + 2000).unwrap().count, 2);
+        assert_eq!(fire(&mut book, T0 + 2001), None, "once");
+        // The other one is told again as long as it goes on.
+        assert_eq!(book.due(T0 + 301_000).len(), 1);
+        assert_eq!(book.due(T0 + 302_000).len(), 1);
+        assert_eq!(book.next_deadline_ms(), Some(T0 + 601_000));
+        let told = book.due(T0 + 601_000);
         assert_eq!(
             told.iter().map(|a| (&*a.key, a.state)).collect::<Vec<_>>(),
             [("registry-lost", AlertState::Resolved)]
         );
-        let over = resolve(&mut book, T0 + 130_000).unwrap();
-        assert_eq!((over.first_ms, over.count), (former.first_ms, 2));
+        let over = resolve(&mut book, T0 + 602_000).unwrap();
+        assert_eq!((over.first_ms, over.count), (former.first_ms, 3));
     }
 
     fn fire(book: &mut AlertBook, t: u64) -> Option<Alert> {

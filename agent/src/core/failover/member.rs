@@ -216,6 +216,8 @@ pub struct Member {
     unheard: Option<Outcome>,
     /// The wish for which our server is looked at, by its id, and since when.
     heeded: Option<(String, Instant)>,
+    /// The wish, by its id, that could not be carried out although it stands.
+    failed_wish: Option<String>,
     /// The handover that we declined, by its epoch.
     declined: Option<u64>,
     /// When we first saw the handover to us.
@@ -292,6 +294,7 @@ impl Member {
             wish: None,
             unheard: None,
             heeded: None,
+            failed_wish: None,
             declined: None,
             offered: None,
             paused_writes: None,

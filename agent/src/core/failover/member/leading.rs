@@ -2,7 +2,9 @@
 
 use log::Level;
 
-use super::{Change, HEIRS_FOR, Member, Order, Phase, Purpose, Role, Scope, ShardState, Stage};
+use super::{
+    Change, HEIRS_FOR, Member, Order, Phase, Purpose, Role, Scope, ShardState, Stage, switchover::NOT_WRITTEN,
+};
 use crate::core::{
     alert::Severity,
     failover::{Config, IntentKind, MemberNode},
@@ -46,6 +48,7 @@ impl Member {
         }
         self.resolve("shard-fenced", &format!("{} {how}", self.plan.address));
         self.resolve("shard-no-candidate", &format!("{} {how}", self.plan.address));
+        self.resolve("switchover", &format!("{} {how}", self.plan.address));
         let lost = self.lost_bytes.take();
         self.write_history(None, lost);
         self.write_config();
@@ -205,6 +208,11 @@ impl Member {
     fn heed(&mut self, state: &ShardState) {
         let Some(intent) = state.intent.clone() else { return };
         match intent.kind {
+            _ if self.failed_wish.as_ref() == Some(&intent.id) => {
+                if self.may_retry() {
+                    self.refuse(state, &intent.id, NOT_WRITTEN);
+                }
+            }
             _ if self.is_paused(Scope::Shard) => self.refuse(state, &intent.id, "the shard is paused"),
             IntentKind::Switchover => self.begin_handover(state, &intent),
             IntentKind::Force if intent.to == self.plan.address => {

@@ -95,7 +95,6 @@ impl Member {
                 Scope::Shard => &mut self.know.pause,
                 Scope::Host => &mut self.know.host_pause,
             };
-            pause.seen = None;
             let version = pause.slot.seen.take().map_or(-1, |seen| seen.version);
             self.remove_pause(scope, version);
         }

@@ -204,6 +204,15 @@ impl Member {
             Purpose::Publish if self.stage == Stage::Publishing && !lost => {
                 self.lose_lease("`state` was changed by another");
             }
+            // Refused is certainly not written. The wish still stands: it is not tried again, but answered.
+            Purpose::HandOver
+                if matches!(answer, Answer::Refused(_))
+                    && self.stage == Stage::HandingOver(Handing::Writing) =>
+            {
+                self.failed_wish = self.paused_writes.as_ref().map(|(_, id)| id.clone());
+                self.goes_on_as_master(NOT_WRITTEN);
+                self.later();
+            }
             Purpose::Announce | Purpose::Return | Purpose::TakeBack
                 if self.stage.is_before_the_point_of_no_return() =>
             {

@@ -75,6 +75,7 @@ impl Member {
             }
             self.check_target(&state, &to)?;
         }
+        self.unheard = None;
         self.wish = Some(Intent { id, kind, to, by: self.plan.address.clone() });
         Ok(())
     }
@@ -129,7 +130,8 @@ impl Member {
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.wish = None };
-        let taken = state.intent.as_ref().is_some_and(|intent| !wish.kind.overrides(intent, &state));
+        let waiting = state.intent.clone();
+        let taken = waiting.as_ref().is_some_and(|intent| !wish.kind.overrides(intent, &state));
         if taken || self.is_changing(&state) {
             self.wish = None;
             let text = "a change of the master is under way".to_owned();
@@ -137,7 +139,12 @@ impl Member {
             return self
                 .log(Level::Warn, "the wish came too late: a change of the master is under way".to_owned());
         }
-        self.put_state(Purpose::Wish, ShardState { intent: Some(wish), ..state });
+        let mut next = ShardState { intent: Some(wish), ..state };
+        if let Some(plan) = waiting {
+            let text = "a forced failover took its place".to_owned();
+            next.outcome = Some(Outcome { id: plan.id, done: false, text, paused_ms: None });
+        }
+        self.put_state(Purpose::Wish, next);
     }
 
     // The master hands over

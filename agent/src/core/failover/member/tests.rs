@@ -70,8 +70,10 @@ struct World {
     before_handover: Option<ZNode>,
     /// What the first host's server of the registry still shows as `state`.
     lagging: Option<ZNode>,
-    /// Changes of `state` with this field are refused.
-    refused: Option<&'static str>,
+    /// Changes of `state` with one of these fields are refused.
+    refused: &'static [&'static str],
+    /// Pauses are not to be removed.
+    undeletable: bool,
     /// No history has a name.
     nameless: bool,
 }
@@ -159,7 +161,8 @@ impl World {
             cut_after_handover: false,
             before_handover: None,
             lagging: None,
-            refused: None,
+            refused: &[],
+            undeletable: false,
             nameless: false,
         };
         for i in 0..world.hosts.len() {
@@ -319,7 +322,7 @@ impl World {
                 self.changed(&path);
                 Answer::Created
             }
-            Request::Write { content, .. } if self.refused.is_some_and(|field| has(&content, field)) => {
+            Request::Write { content, .. } if self.refused.iter().any(|field| has(&content, field)) => {
                 Answer::Refused("NoAuth".into())
             }
             Request::Write { path, content, version } => match self.nodes.get_mut(&path) {
@@ -332,6 +335,9 @@ impl World {
                 }
                 _ => Answer::Stale,
             },
+            Request::Delete { path, .. } if self.undeletable && path.ends_with("/pause") => {
+                Answer::Refused("NoAuth".into())
+            }
             Request::Delete { path, .. } => {
                 let there = self.nodes.remove(&path).is_some();
                 self.changed(&path);
@@ -522,7 +528,8 @@ impl World {
 }
 
 fn has(content: &[u8], field: &str) -> bool {
-    String::from_utf8_lossy(content).contains(&format!("\"{field}\":{{"))
+    let text = String::from_utf8_lossy(content);
+    text.contains("\"epoch\":") && text.contains(&format!("\"{field}\":"))
 }
 
 #[test]
@@ -682,7 +689,7 @@ fn a_handover_that_was_not_written_is_refused_and_the_master_goes_on() {
     let mut world = World::new(&[0, 0]);
     world.write(0, 5);
     world.run(Duration::from_secs(6));
-    world.refused = Some("handover");
+    world.refused = &["handover"];
     world.wish(0, Wish::Switchover { to: None, id: "w".into() });
     world.run(Duration::from_secs(4));
     let outcome = world.state().outcome.unwrap();
@@ -691,9 +698,57 @@ fn a_handover_that_was_not_written_is_refused_and_the_master_goes_on() {
 }
 
 #[test]
+fn a_master_whose_state_cannot_be_written_goes_on_and_pauses_once() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.refused = &["handover", "outcome"];
+    world.wish(1, Wish::Switchover { to: None, id: "w".into() });
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.state().intent.map(|intent| intent.id).as_deref(), Some("w"), "{}", world.story());
+    assert!(!world.hosts[0].server.paused, "{}", world.story());
+    let begun = world.hosts[0].log.iter().filter(|line| line.contains("it hands over")).count();
+    assert_eq!(begun, 1, "{}", world.story());
+    let refused = world.hosts[0].log.iter().filter(|line| line.contains("the registry refuses")).count();
+    assert!((5..30).contains(&refused), "{refused}: {}", world.story());
+    world.refused = &[];
+    world.run(Duration::from_secs(5));
+    assert!(!world.state().outcome.unwrap().done);
+    assert!(world.hosts[0].alerts.is_empty(), "{:?}", world.hosts[0].alerts);
+    world.check(0);
+    // And the next one is carried out, and its end is heard.
+    world.wish(1, Wish::Switchover { to: None, id: "w2".into() });
+    world.run(Duration::from_secs(5));
+    world.check(1);
+    let reported = world.hosts[1].member.report(world.now()).state.unwrap().outcome.unwrap();
+    assert_eq!((reported.id.as_str(), reported.done), ("w2", true), "{}", world.story());
+}
+
+#[test]
+fn a_pause_that_is_over_is_over_although_it_could_not_be_removed() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    let pause = Wish::Pause { long: Duration::from_secs(20), reason: "work".into(), host: false };
+    world.wish(1, pause);
+    world.undeletable = true;
+    world.run(Duration::from_secs(25));
+    for i in [0, 1] {
+        world.hosts[i].linked = false;
+        world.give(i, Input::Lost);
+        world.hosts[i].linked = true;
+        world.hear(i);
+        world.give(i, Input::Connected);
+    }
+    world.run(Duration::from_secs(6));
+    world.kill(0);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+}
+
+#[test]
 fn what_the_registry_refuses_is_not_asked_for_all_the_time() {
     let mut world = World::new(&[0, 0]);
-    world.refused = Some("intent");
+    world.refused = &["intent"];
     world.wish(1, Wish::Switchover { to: None, id: "w".into() });
     world.run(Duration::from_secs(10));
     let told = world.hosts[1].log.iter().filter(|line| line.contains("the registry refuses")).count();
