@@ -1,9 +1,9 @@
-//! The alert sender: a thread that delivers alerts to the sinks, with a spool on disk.
+//! The alert sender: a thread that delivers alerts to the sinks, with a spool on disk; and another that keeps on disk which
+//! alerts go on, for the next run to resolve them. A disk that hangs keeps no alert from being delivered.
 //!
 //! What is worth telling is decided by the alert book; here it is told. The log gets every alert at once. The command
 //! gets one at a time, in order, as JSON on its standard input. What it does not take goes to the [`spool`] and is
-//! tried again, also by the next run of the agent. Which alerts go on is on disk as well, for the next run to resolve
-//! them. Only this thread touches the disk or waits for the command.
+//! tried again, also by the next run of the agent. Only these threads touch the disk or wait for the command.
 
 mod command;
 mod spool;
@@ -93,18 +93,19 @@ struct Desk {
     status: AlertStatus,
     /// The settings were replaced.
     fresh: bool,
-    /// By when the thread must be done.
+    /// By when the threads must be done.
     closing: Option<Instant>,
-    closed: bool,
+    /// How many of them are not.
+    threads: u8,
 }
 
 impl AlertSender {
-    /// Starts the thread. What an earlier run left in `spool_dir` is delivered first; which alerts went on then is in
+    /// Starts the threads. What an earlier run left in `spool_dir` is delivered first; which alerts went on then is in
     /// a file beside it. `waker` is woken whenever
     /// [`child_in_flight`] goes back to none.
     ///
     /// # Errors
-    /// When the thread cannot be started, or no descriptor is left.
+    /// When a thread cannot be started, or no descriptor is left.
     pub fn start(
         settings: &AlertSettings,
         spool_dir: PathBuf,
@@ -121,16 +122,20 @@ impl AlertSender {
             status: AlertStatus::default(),
             fresh: false,
             closing: None,
-            closed: false,
+            threads: 2,
         };
         let shared = Arc::new(Shared { desk: Mutex::new(desk), news: Condvar::new() });
         let its = shared.clone();
         let hurry = Waker::new()?;
         let command = command::Runner::new(waker, hurry.clone());
         thread::Builder::new().name("alert-sender".into()).spawn(move || {
-            Sender::new(&its, Spool::new(spool_dir), active_file, command).run();
-            its.desk().closed = true;
-            its.news.notify_all();
+            Sender::new(&its, Spool::new(spool_dir), command).run();
+            its.ended();
+        })?;
+        let its = shared.clone();
+        thread::Builder::new().name("alert-keeper".into()).spawn(move || {
+            its.keep_active(&active_file);
+            its.ended();
         })?;
         Ok(AlertSender { shared, hurry })
     }
@@ -181,7 +186,7 @@ impl AlertSender {
         status
     }
 
-    /// Delivers what it can within `limit` and puts the rest on disk. Returns whether the thread got that far.
+    /// Delivers what it can within `limit` and puts the rest on disk. Returns whether the threads got that far.
     pub fn close(&self, limit: Duration) -> bool {
         let mut desk = self.shared.desk();
         desk.closing = Some(Instant::now() + limit);
@@ -189,8 +194,8 @@ impl AlertSender {
         self.shared.news.notify_all();
         // Half a second more than the thread has: the rest must be put on disk.
         let wait =
-            self.shared.news.wait_timeout_while(desk, limit + Duration::from_millis(500), |d| !d.closed);
-        wait.unwrap_or_else(PoisonError::into_inner).0.closed
+            self.shared.news.wait_timeout_while(desk, limit + Duration::from_millis(500), |d| d.threads > 0);
+        wait.unwrap_or_else(PoisonError::into_inner).0.threads == 0
     }
 }
 
@@ -205,6 +210,28 @@ impl Drop for AlertSender {
 }
 
 impl Shared {
+    fn ended(&self) {
+        self.desk().threads -= 1;
+        self.news.notify_all();
+    }
+
+    /// The other thread. Where a write fails it is done with the next alert that begins or ends.
+    fn keep_active(&self, file: &Path) {
+        loop {
+            let desk = self.desk();
+            let idle = |desk: &mut Desk| !desk.active_due && desk.closing.is_none();
+            let mut desk = self.news.wait_while(desk, idle).unwrap_or_else(PoisonError::into_inner);
+            if !std::mem::take(&mut desk.active_due) {
+                return;
+            }
+            let json = serde_json::to_vec(&desk.active.values().collect::<Vec<_>>());
+            drop(desk);
+            if let Err(e) = json.map_err(io::Error::from).and_then(|json| spool::write(file, &json, true)) {
+                log::warn!("cannot keep the alerts that go on in {}: {e}", file.display());
+            }
+        }
+    }
+
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,7 +278,6 @@ fn payload(alert: &Alert, origin: &Origin) -> serde_json::Result<Vec<u8>> {
 struct Sender<'a> {
     shared: &'a Shared,
     spool: Spool,
-    active_file: PathBuf,
     command: command::Runner,
     memory: VecDeque<Vec<u8>>,
     failures: u32,
@@ -268,9 +294,9 @@ struct Order {
 }
 
 impl<'a> Sender<'a> {
-    fn new(shared: &'a Shared, spool: Spool, active_file: PathBuf, command: command::Runner) -> Sender<'a> {
-        let (memory, failures, retry_at, spool_failed) = (VecDeque::new(), 0, None, false);
-        Sender { shared, spool, active_file, command, memory, failures, retry_at, spool_failed }
+    fn new(shared: &'a Shared, spool: Spool, command: command::Runner) -> Sender<'a> {
+        let memory = VecDeque::new();
+        Sender { shared, spool, command, memory, failures: 0, retry_at: None, spool_failed: false }
     }
 
     fn run(mut self) {
@@ -278,7 +304,6 @@ impl<'a> Sender<'a> {
         self.count_dropped(dropped);
         loop {
             let order = self.next_order();
-            self.keep_active(order.closing.is_none());
             if order.closing.is_some_and(|by| Instant::now() >= by) || self.is_done(&order) {
                 self.put_away(false);
                 return self.report(&mut self.shared.desk());
@@ -298,7 +323,7 @@ impl<'a> Sender<'a> {
     fn next_order(&mut self) -> Order {
         let mut desk = self.shared.desk();
         self.report(&mut desk);
-        while desk.queue.is_empty() && desk.closing.is_none() && !desk.fresh && !desk.active_due {
+        while desk.queue.is_empty() && desk.closing.is_none() && !desk.fresh {
             let idle = self.is_empty() || desk.settings.command.is_empty();
             let wait = match self.retry_at {
                 _ if idle => None,
@@ -319,21 +344,6 @@ impl<'a> Sender<'a> {
         self.memory.append(&mut desk.queue);
         self.report(&mut desk);
         Order { settings: desk.settings.clone(), closing: desk.closing }
-    }
-
-    /// Puts the alerts that go on on disk. Where that fails it is done with the next that begins or ends.
-    fn keep_active(&self, safe: bool) {
-        let mut desk = self.shared.desk();
-        if !std::mem::take(&mut desk.active_due) {
-            return;
-        }
-        let json = serde_json::to_vec(&desk.active.values().collect::<Vec<_>>());
-        drop(desk);
-        let kept =
-            json.map_err(io::Error::from).and_then(|json| spool::write(&self.active_file, &json, safe));
-        if let Err(e) = kept {
-            log::warn!("cannot keep the alerts that go on in {}: {e}", self.active_file.display());
-        }
     }
 
     fn is_empty(&self) -> bool {
