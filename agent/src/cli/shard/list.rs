@@ -187,6 +187,10 @@ fn following(member: &MemberReport) -> String {
 fn foot(shard: &ShardReport) -> String {
     let mut text =
         format!("{} here: {}: {}\n", plain(&shard.address), plain(&shard.stage), plain(&shard.sentence));
+    let master = shard.state.as_ref().map_or("", |state| state.master.as_str());
+    if !master.is_empty() && master != shard.address {
+        let _ = writeln!(text, "lease and lags are known on the host of {}", plain(master));
+    }
     let pauses = [("", shard.pause.iter()), ("this host is ", shard.host_pause.iter())];
     for (whom, pause) in pauses.into_iter().flat_map(|(whom, pause)| pause.map(move |pause| (whom, pause))) {
         let line = format!(
@@ -225,6 +229,9 @@ shard 10.0.0.1:16379, epoch 7, done
 10.0.0.1:16379 here: leading: it leads, two replicas are attached
 ";
         assert_eq!(without_colours(&tree(&shard(16379))), expected);
+        let elsewhere = ShardReport { address: "10.0.0.2:16379".into(), ..shard(16379) };
+        let text = without_colours(&tree(&elsewhere));
+        assert!(text.contains("\nlease and lags are known on the host of 10.0.0.1:16379\n"), "{text}");
     }
 
     #[test]
