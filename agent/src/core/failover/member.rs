@@ -2,7 +2,8 @@
 //!
 //! `knowledge` is what it has read of the shard, `election` how it comes to stand for master, `promotion` how it becomes
 //! one, `leading` what it does while it is one, `switchover` how it hands over and steps down, `fencing` its lease,
-//! `pauses` what an operator wants left alone, `report` what it tells people.
+//! `orders` what it tells its server to do and sees of it, `pauses` what an operator wants left alone, `report` what it
+//! tells people.
 //!
 //! The rules named in comments are those of `docs/failover.md`.
 
@@ -10,6 +11,7 @@ mod election;
 mod fencing;
 mod knowledge;
 mod leading;
+mod orders;
 mod pauses;
 mod promotion;
 mod report;
@@ -41,8 +43,6 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// How long a replica may be away from its master, or behind it, before it is no heir any more: what is lost of a crash
 /// is no older. Also how long the siblings of a new master may take to follow it.
 const HEIRS_FOR: Duration = Duration::from_secs(5);
-/// A target of a handover looks this often whether it has all data.
-const HANDOVER_LOOK: Duration = Duration::from_millis(2);
 
 /// Bugs planted on purpose, for the simulation to show that it finds them. Never set outside tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -531,120 +531,6 @@ impl Member {
         if self.plan.fencing {
             let text = format!("no fencer stands by for {}: it is not promoted", self.plan.address);
             self.fire("fencer-down", Severity::Warning, &text);
-        }
-    }
-
-    // Orders
-
-    /// Gives an order, after the one that is under way.
-    fn order(&mut self, order: Order) {
-        if self.running.is_none() {
-            return self.send(order);
-        }
-        // What it wants now is the contrary of what waits, or the same.
-        self.queued.retain(|waiting| !waiting.is_about_what(&order));
-        self.queued.push_back(order);
-    }
-
-    fn send(&mut self, order: Order) {
-        match order {
-            Order::Inspect => self.asked_at = self.now.at,
-            Order::Fence { .. } | Order::Unfence { .. } => self.guard = None,
-            // Whether it is one is seen afterwards, not from before.
-            Order::Promote => self.view = None,
-            _ => {}
-        }
-        self.fenced_meanwhile = false;
-        self.running = Some(order.clone());
-        let until = self.now.at + self.time_for(&order);
-        self.out.push(Command::Order { order, until });
-    }
-
-    /// How long an order may take. A fence that comes late is no fence: what is left of its time goes to the kill. To
-    /// take writes comes too late when the lease is over: the fence is up by then, and nobody would put it up again.
-    fn time_for(&self, order: &Order) -> Duration {
-        let Timing { order: limit, fence, .. } = self.plan.timing;
-        match order {
-            Order::Inspect | Order::Follow { .. } => limit,
-            Order::Fence { .. } => limit.min(fence / 2),
-            Order::Promote | Order::Unfence { .. } => match self.lease_ends() {
-                Some(ends) if self.stage.needs_lease() => {
-                    limit.min(ends.saturating_duration_since(self.now.at))
-                }
-                _ => limit,
-            },
-        }
-    }
-
-    fn is_ordered(&self, order: &Order) -> bool {
-        self.running.as_ref() == Some(order) || self.queued.contains(order)
-    }
-
-    fn take_ordered(&mut self, ordered: Ordered) {
-        let Some(order) = self.running.take() else { return };
-        match (&order, ordered) {
-            (Order::Inspect, Ordered::Done(Some(view))) => self.take_view(*view),
-            (Order::Inspect, _) => (self.view, self.unheard_since) = (None, None),
-            (Order::Promote, Ordered::Done(_)) => {
-                self.heirs_since = self.now.at;
-                self.order(Order::Inspect);
-            }
-            (Order::Promote, ordered) => self.promotion_failed(&ordered),
-            (Order::Follow { .. }, ordered) => self.followed(&ordered),
-            (Order::Fence { .. }, ordered) => self.fenced(&ordered),
-            (Order::Unfence { min_replicas }, ordered) => self.unfenced(*min_replicas, &ordered),
-        }
-        if self.running.is_none()
-            && let Some(next) = self.queued.pop_front()
-        {
-            self.send(next);
-        }
-    }
-
-    fn take_view(&mut self, view: View) {
-        if self.life == Life::Dead {
-            return;
-        }
-        self.view_at = self.asked_at;
-        self.blind = None;
-        self.last_figures = Some((view.offset, view.keys));
-        self.tell_resync(&view);
-        self.view = Some(view);
-        if self.unarmed.is_some_and(|since| self.now.at >= since + HEIRS_FOR) {
-            self.tell_unarmed();
-        }
-        self.mark_offset();
-        self.extend_failsafe();
-        self.meet_an_unknown_master();
-    }
-
-    /// Looks at its server when it is time.
-    fn look(&mut self) {
-        if self.life != Life::Up || self.running.is_some() || self.now.at < self.look_at() {
-            return;
-        }
-        self.next_look = self.now.at + self.cadence();
-        self.send(Order::Inspect);
-    }
-
-    /// When to look at its server next: in time before a lease ends, for only who sees all its replicas outlives it.
-    fn look_at(&self) -> Instant {
-        let beat = self.plan.timing.beat;
-        let ends = self
-            .lease_ends()
-            .filter(|_| self.stage == Stage::Leading || self.grace_until.is_some())
-            .and_then(|at| at.checked_sub(beat * 2));
-        ends.map_or(self.next_look, |ends| self.next_look.min(ends.max(self.asked_at + beat / 2)))
-    }
-
-    /// How often it looks at its server.
-    fn cadence(&self) -> Duration {
-        let beat = self.plan.timing.beat;
-        match &self.stage {
-            Stage::Following if self.is_offered() => HANDOVER_LOOK,
-            Stage::Following if self.view.is_some() && self.is_settled() => self.plan.timing.check,
-            Stage::Leading if self.has_all_replicas() && !self.is_alone() => self.plan.timing.check,
-            _ => beat,
         }
     }
 
