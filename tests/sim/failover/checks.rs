@@ -24,6 +24,8 @@ pub(super) struct Published {
 struct Write {
     place: Place,
     at: Micros,
+    /// The epoch of the master that was published then.
+    term: u64,
     /// The master was alone on record: only these members might still be promoted, as bits.
     heirs: Option<u32>,
     /// Its master was not published yet: no client knew of it. Or its host had neither an agent nor a fencer.
@@ -177,8 +179,10 @@ impl World {
         let keys = |redis: &super::redis::Redis| self.histories.keys(redis.data);
         let base = self.hosts[host].redis.second.map_or(0, |base| self.histories.keys(base));
         let others = self.hosts.iter().enumerate().filter(|(other, _)| *other != host);
-        if base == 0 && others.map(|(_, host)| host).all(|host| host.redis.pid == 0 || keys(&host.redis) == 0)
-        {
+        let nothing = |redis: &super::redis::Redis| {
+            redis.pid == 0 || keys(redis) == 0 || self.histories.contains(data, redis.data)
+        };
+        if base == 0 && others.map(|(_, host)| &host.redis).all(nothing) {
             // Nobody has anything any more: the shard begins anew.
             return;
         }
@@ -190,15 +194,16 @@ impl World {
         if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
             return self.violate(format!("host {host} is promoted without what was written while alone"));
         }
-        let long = written_for(&lost);
+        let terms = lost.chunk_by(|one, next| one.term == next.term);
+        let long = terms.map(written_for).max().unwrap_or(0);
         if long > self.grace() && self.setting.fencing {
             self.violate(format!("host {host} is promoted and misses {:.1} s of writes", long as f64 / 1e6));
         }
     }
 
-    /// For how long the writes may have been made that an automatic promotion loses: a member that does not keep up is
-    /// an heir for 5 s and keeps up when it has what was there 5 s before; and a master that cannot say that any more
-    /// has its lease.
+    /// For how long the writes of one master may have been made that an automatic promotion loses: a member that does not
+    /// keep up is an heir for 5 s and keeps up when it has what was there 5 s before; and a master that cannot say that
+    /// any more has its lease. Of two masters in a row who could not say it, each may lose so much.
     pub(super) fn grace(&self) -> Micros {
         micros(self.setting.timing.session) + 12 * SECOND
     }
@@ -234,7 +239,8 @@ impl World {
         if ours || coming {
             self.checks.last_write = self.t;
             let excused = coming && !ours || self.hosts[host].unguarded;
-            self.checks.writes.push(Write { place, at: self.t, heirs, excused });
+            let term = self.checks.published.as_ref().map_or(0, |published| published.epoch);
+            self.checks.writes.push(Write { place, at: self.t, term, heirs, excused });
         }
     }
 

@@ -122,7 +122,12 @@ impl World {
         if client.conn != Some(conn) || sent < client.next_beat {
             return;
         }
-        client.next_beat = sent + every;
+        let first = std::mem::replace(&mut client.next_beat, sent + every) == 0;
+        let (session, node) = (client.session, client.node.clone());
+        // What a former session's late request took away is put right, as the agent's session thread does.
+        if !first && node.is_some_and(|(path, _)| self.zoo.owner(&path) != Some(session)) {
+            self.send_node(host);
+        }
         self.say_up(host, Up::Ping { sent });
         self.later(every, Happening::Heartbeat { host, conn });
     }
