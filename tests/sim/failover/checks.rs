@@ -259,8 +259,13 @@ impl World {
         if is_forced(state) || keys(host) > 0 || state.keys == 0 {
             return;
         }
+        // What one took that was being made the master and never published is nobody's data.
+        let had = |h: usize| match self.checks.coming & 1 << h {
+            0 => keys(h),
+            _ => self.hosts[h].redis.second.map_or(0, |base| self.histories.keys(base)),
+        };
         let full = (0..self.hosts.len()).find(|h| {
-            *h != host && self.hosts[*h].redis.pid != 0 && keys(*h) > 0 && self.hosts[*h].agent.is_some()
+            *h != host && self.hosts[*h].redis.pid != 0 && had(*h) > 0 && self.hosts[*h].agent.is_some()
         });
         if let Some(full) = full {
             self.violate(format!("host {host} is promoted empty although host {full} has data"));
