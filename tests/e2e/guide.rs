@@ -15,7 +15,9 @@ fn commands(page: &str) -> String {
 #[test]
 fn every_command_of_the_plugin_guide_works() {
     let guide = plugins::repository().join("docs/plugin-guide.md");
-    let script = commands(&fs::read_to_string(guide).unwrap());
+    // An agent that a failure leaves behind would hold our end of its output open.
+    let trap = "trap 'kill $(jobs -p) 2>/dev/null || :' EXIT\n";
+    let script = trap.to_owned() + &commands(&fs::read_to_string(guide).unwrap());
     assert!(script.matches('\n').count() > 40, "{script}");
     let dir = tempfile::tempdir().unwrap();
     // The crate of this working copy stands in for the published one.
