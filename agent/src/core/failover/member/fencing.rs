@@ -146,8 +146,7 @@ impl Member {
     }
 
     /// Rule 7 for one that was fenced because it could not tell for a moment, once that has held for a while: what flaps
-    /// stays fenced. Not where it may have given the shard up: who
-    /// was wished for need not leave it first.
+    /// stays fenced. Not where it may have given the shard up: who was wished for need not leave it first.
     fn may_go_on_unheard(&self) -> bool {
         let certain = |state: &ShardState| {
             state.master == self.plan.address && state.phase == Phase::Done && state.intent.is_none()
