@@ -303,7 +303,8 @@ pub trait Replication: Engine {
     /// ```
     fn inspect(&mut self, event: Event<'_>, sink: &Sink<'_>) -> Step;
 
-    /// Makes it a master.
+    /// Makes it a master; given the argument `fence_ms`, one that takes no writes for so long or until `unfence`, where it
+    /// can stop them.
     ///
     /// # Errors
     /// Why it did not become one.

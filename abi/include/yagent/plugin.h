@@ -228,6 +228,8 @@ typedef int32_t (*yagent_hook)(void *instance, const yagent_event *event, const 
  *            link_down_s     seconds since the link went down
  *            last_io_s       seconds since the master was last heard
  * promote  Make it a master; DONE when it says that it is one.
+ *            fence_ms=N      before that, stop writes for N milliseconds, as `fence` does: `unfence` comes when clients
+ *                            are to write to it. Where the server cannot stop them, it becomes a master all the same
  * follow   Make it a replica of the arguments `host` and `port`; DONE when it took the order.
  *            drop_clients=1  close the connections of its clients, so that they look for the new master
  * fence    Stop writes for the argument `ms` milliseconds; UNSUPPORTED where the server cannot.

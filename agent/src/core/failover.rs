@@ -144,7 +144,7 @@ pub struct Replica {
 pub enum Order {
     /// What do you do?
     Inspect,
-    /// Be a master, and confirm it.
+    /// Be a master, and confirm it; take no writes yet, where the server can pause them: see [`FENCE_FOR`].
     Promote,
     /// Be a replica of this one.
     Follow {

@@ -19,7 +19,7 @@ use super::poll::{Poll, Ready, Source, Token};
 use crate::{
     core::{
         Others, Outcome, ProcessState, Sample, Talk,
-        failover::{Order, Replica, Role, View},
+        failover::{FENCE_FOR, Order, Replica, Role, View},
     },
     plugin::{Backend, Event, Hook, Reply, Step},
 };
@@ -62,6 +62,7 @@ impl Matter {
                 args.extend(drop_clients.then(|| ("drop_clients", "1".to_owned())));
                 args
             }
+            Matter::Order(Order::Promote) => vec![("fence_ms", FENCE_FOR.as_millis().to_string())],
             Matter::Order(Order::Fence { long }) => vec![("ms", long.as_millis().to_string())],
             Matter::Order(Order::Unfence { min_replicas }) => {
                 vec![("min_replicas", min_replicas.to_string())]

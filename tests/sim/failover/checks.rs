@@ -24,8 +24,6 @@ pub(super) struct Published {
 struct Write {
     place: Place,
     at: Micros,
-    /// The epoch of the master that was published then.
-    term: u64,
     /// The master was alone on record: only these members might still be promoted, as bits.
     heirs: Option<u32>,
     /// Its master was not published yet: no client knew of it. Or its host had neither an agent nor a fencer.
@@ -37,7 +35,8 @@ pub(super) struct Checks {
     pub(super) violation: Option<String>,
     pub(super) published: Option<Published>,
     pub(super) state: Option<ShardState>,
-    /// Who was being made the master since the last one was published, as bits: no client knows of them.
+    /// Who was being made the master since the last one was published, as bits, and whose server cannot be made one that
+    /// takes no writes: no client knows of them.
     coming: u32,
     /// What was acknowledged and is not known to be lost.
     writes: Vec<Write>,
@@ -110,7 +109,8 @@ impl World {
             }
         }
         self.note_heirs(&state);
-        if let Some(host) = self.host_of(&state.master).filter(|_| state.phase == Phase::Promoting) {
+        let makes = state.phase == Phase::Promoting && self.setting.old;
+        if let Some(host) = self.host_of(&state.master).filter(|_| makes) {
             self.checks.coming |= 1 << host;
         }
         let known = self.checks.published.as_ref().map_or(0, |published| published.epoch);
@@ -194,16 +194,15 @@ impl World {
         if lost.iter().any(|write| write.heirs.is_some_and(|heirs| heirs & solo_heirs == 0)) {
             return self.violate(format!("host {host} is promoted without what was written while alone"));
         }
-        let terms = lost.chunk_by(|one, next| one.term == next.term);
-        let long = terms.map(written_for).max().unwrap_or(0);
+        let long = written_for(&lost);
         if long > self.grace() && self.setting.fencing {
             self.violate(format!("host {host} is promoted and misses {:.1} s of writes", long as f64 / 1e6));
         }
     }
 
-    /// For how long the writes of one master may have been made that an automatic promotion loses: a member that does not
-    /// keep up is an heir for 5 s and keeps up when it has what was there 5 s before; and a master that cannot say that
-    /// any more has its lease. Of two masters in a row who could not say it, each may lose so much.
+    /// For how long the writes may have been made that an automatic promotion loses: a member that does not keep up is an
+    /// heir for 5 s and keeps up when it has what was there 5 s before; and a master that cannot say that any more has its
+    /// lease.
     pub(super) fn grace(&self) -> Micros {
         micros(self.setting.timing.session) + 12 * SECOND
     }
@@ -239,8 +238,7 @@ impl World {
         if ours || coming {
             self.checks.last_write = self.t;
             let excused = coming && !ours || self.hosts[host].unguarded;
-            let term = self.checks.published.as_ref().map_or(0, |published| published.epoch);
-            self.checks.writes.push(Write { place, at: self.t, term, heirs, excused });
+            self.checks.writes.push(Write { place, at: self.t, heirs, excused });
         }
     }
 

@@ -438,7 +438,12 @@ impl World {
         self.check_promotion(host);
         self.leave_master(host);
         self.drop_replicas(host);
+        let until = self.wall(host) + LONG;
+        let can_pause = !self.setting.old;
         let redis = &mut self.hosts[host].redis;
+        if can_pause {
+            redis.pause(until);
+        }
         redis.of = Of::Nobody;
         redis.second = Some(redis.data);
         redis.data.id = self.histories.branch(redis.data);

@@ -176,7 +176,7 @@ pub struct Member {
     view: Option<View>,
     /// When the view was asked for.
     view_at: Instant,
-    /// How far a master's data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
+    /// How far the data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
     marks: VecDeque<(Instant, i64)>,
     /// When each of a master's replicas was last seen to keep up.
     kept_up: BTreeMap<String, Instant>,

@@ -74,8 +74,10 @@ impl Member {
     fn obey(&mut self) {
         let Some(state) = self.know.state().cloned() else { return };
         let holder = self.know.lock.content().map(|lock| lock.address.clone()).unwrap_or_default();
-        // What it said for this election counts until that is decided: the holder may be the only one left by it.
-        if self.round != state.epoch + 1 {
+        // What it said for this election counts until that is decided: the holder may be the only one left by it, and chooses
+        // its heirs by it.
+        let undecided = state.phase != Phase::Done && self.round == state.epoch;
+        if self.round != state.epoch + 1 && !undecided {
             self.round = 0;
         }
         if state.phase != Phase::Done {

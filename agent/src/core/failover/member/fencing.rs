@@ -204,16 +204,19 @@ impl Member {
         replica.online && known.is_none_or(|(_, offset)| replica.offset >= *offset)
     }
 
-    /// Notes how far its server's data is, for [`Member::keeps_up`].
+    /// Notes how far its server's data is, for [`Member::keeps_up`]. A replica's time stands still while nothing comes.
     pub(super) fn mark_offset(&mut self) {
         let Some(view) = &self.view else { return };
-        if view.role != Role::Master || self.marks.back().is_some_and(|(_, offset)| *offset > view.offset) {
+        let last = self.marks.back().map(|(_, offset)| *offset);
+        if view.syncing || view.loading || last.is_some_and(|offset| offset > view.offset) {
             self.marks.clear();
         }
-        if view.role == Role::Master {
+        let leads = view.role == Role::Master;
+        if leads || last != Some(view.offset) {
             self.marks.push_back((self.view_at, view.offset));
         }
-        while self.marks.get(1).is_some_and(|(at, _)| self.now.at >= *at + HEIRS_FOR) {
+        let now = if leads { self.now.at } else { self.marks.back().map_or(self.now.at, |(at, _)| *at) };
+        while self.marks.get(1).is_some_and(|(at, _)| now >= *at + HEIRS_FOR) {
             self.marks.pop_front();
         }
         let ours = |replica: &&Replica| self.plan.members.contains(&replica.address);

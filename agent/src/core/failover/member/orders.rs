@@ -23,8 +23,8 @@ impl Member {
         match order {
             Order::Inspect => self.asked_at = self.now.at,
             Order::Fence { .. } | Order::Unfence { .. } => self.guard = None,
-            // Whether it is one is seen afterwards, not from before.
-            Order::Promote => self.view = None,
+            // Whether it is one is seen afterwards, not from before; it is not to take writes yet.
+            Order::Promote => (self.view, self.guard) = (None, None),
             _ => {}
         }
         self.fenced_meanwhile = false;

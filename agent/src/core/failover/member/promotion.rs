@@ -3,7 +3,7 @@
 use log::Level;
 
 use super::{
-    Asked, Change, HEIRS_FOR, Life, Member, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role,
+    Asked, Change, HEIRS_FOR, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role,
     ShardState, Stage, View,
     switchover::{Handing, NOT_WRITTEN},
 };
@@ -364,7 +364,9 @@ impl Member {
             let near = |offset: i64| u64::try_from(view.offset - offset).unwrap_or(0) <= self.plan.max_lag;
             *address != self.plan.address
                 && !barred(address)
-                && node.is_some_and(|node| shared(&node.replid) && near(node.offset))
+                && node.is_some_and(|node| {
+                    shared(&node.replid) && near(node.offset) && !self.was_left_behind(node)
+                })
         };
         // It has been this history's master for a while, and knows who kept up with it.
         let knows = view.replid == state.replid || self.now.at >= self.heirs_since + HEIRS_FOR;
@@ -382,6 +384,13 @@ impl Member {
             heirs,
             ..state.clone()
         }
+    }
+
+    /// By what it said for this election it lacked what we had got a while before our master's stream ended: whoever comes
+    /// after us would lose that and what we take until it follows.
+    fn was_left_behind(&self, node: &MemberNode) -> bool {
+        let said = self.round > 0 && node.round == self.round;
+        said && self.marks.front().is_some_and(|(_, offset)| node.offset < *offset)
     }
 
     pub(super) fn is_locking(&self) -> bool {
