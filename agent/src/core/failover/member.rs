@@ -178,6 +178,8 @@ pub struct Member {
     view_at: Instant,
     /// How far the data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
     marks: VecDeque<(Instant, i64)>,
+    /// The first of the marks when it stood for master.
+    stood_from: Option<i64>,
     /// When each of a master's replicas was last seen to keep up.
     kept_up: BTreeMap<String, Instant>,
     /// A master that tells nothing: since when, and its heirs then.
@@ -272,6 +274,7 @@ impl Member {
             view: None,
             view_at: now.at,
             marks: VecDeque::new(),
+            stood_from: None,
             kept_up: BTreeMap::new(),
             blind: None,
             turned: None,

@@ -111,10 +111,19 @@ impl Member {
         match ordered {
             // Whether it came before the fence or after it is not known.
             _ if self.fenced_meanwhile => self.guard = None,
-            Ordered::Done(_) | Ordered::Unsupported => self.guard = Some(min_replicas),
+            Ordered::Done(_) | Ordered::Unsupported => {
+                self.guard = Some(min_replicas);
+                if self.stage == Stage::Leading {
+                    self.resolve("shard-fenced", &format!("{} takes writes", self.plan.address));
+                }
+            }
             Ordered::Failed(why) => {
                 self.guard = None;
                 let text = format!("its server did not take the order to allow writes: {why}");
+                if self.stage == Stage::Leading {
+                    let summary = format!("{} may take no writes: {text}", self.plan.address);
+                    self.fire("shard-fenced", Severity::Critical, &summary);
+                }
                 self.log(Level::Warn, text);
                 self.later();
             }

@@ -3,8 +3,8 @@
 use log::Level;
 
 use super::{
-    Asked, Change, HEIRS_FOR, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Planted, Purpose, Role,
-    ShardState, Stage, View,
+    Asked, Change, HEIRS_FOR, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Planted, Purpose,
+    Role, ShardState, Stage, View,
     switchover::{Handing, NOT_WRITTEN},
 };
 use crate::{
@@ -163,6 +163,7 @@ impl Member {
             Change::Silence if self.free => self.why = Change::Death,
             _ => {}
         }
+        self.stood_from = self.marks.front().map(|(_, offset)| *offset);
         self.say(Level::Warn, format!("it takes epoch {}", next.epoch));
         self.enter(Stage::Announcing);
         self.put_state(Purpose::Announce, next);
@@ -390,7 +391,7 @@ impl Member {
     /// after us would lose that and what we take until it follows.
     fn was_left_behind(&self, node: &MemberNode) -> bool {
         let said = self.round > 0 && node.round == self.round;
-        said && self.marks.front().is_some_and(|(_, offset)| node.offset < *offset)
+        said && self.stood_from.is_some_and(|offset| node.offset < offset)
     }
 
     pub(super) fn is_locking(&self) -> bool {

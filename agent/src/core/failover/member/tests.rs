@@ -42,6 +42,12 @@ struct Host {
     fed: bool,
     /// Its server tells nothing of itself.
     mute: bool,
+    /// Its server does not take the order to allow writes.
+    stubborn: bool,
+    /// Its server gets nothing of what its master writes.
+    stuck: bool,
+    /// Its agent dies when it has made its server a master.
+    doomed: bool,
     /// Its server's link to its master is down.
     link_down: bool,
     watches: Vec<String>,
@@ -140,6 +146,9 @@ impl World {
             linked: true,
             fed: false,
             mute: false,
+            stubborn: false,
+            stuck: false,
+            doomed: false,
             link_down: false,
             watches: Vec::new(),
             alerts: Vec::new(),
@@ -354,14 +363,18 @@ impl World {
         if self.hosts[i].mute && order == Order::Inspect {
             return Ordered::Failed("WRONGPASS".into());
         }
+        if self.hosts[i].stubborn && matches!(order, Order::Unfence { .. }) {
+            return Ordered::Failed("NOPERM".into());
+        }
         self.histories += 1;
         let fresh = format!("history{}", self.histories);
+        self.hosts[i].agent &= !(self.hosts[i].doomed && order == Order::Promote);
         let server = &mut self.hosts[i].server;
         match order {
             Order::Inspect => return Ordered::Done(Some(Box::new(self.view(i)))),
             Order::Promote => {
                 if !server.master {
-                    server.master = true;
+                    (server.master, server.paused) = (true, true);
                     server.follows.clear();
                     server.replid2 = std::mem::replace(&mut server.replid, fresh);
                 }
@@ -383,7 +396,7 @@ impl World {
         for i in 0..self.hosts.len() {
             let of =
                 self.hosts.iter().find(|host| host.address == self.hosts[i].server.follows && host.server.up);
-            let takes = self.hosts[i].server.up && !self.is_copying(i);
+            let takes = self.hosts[i].server.up && !self.is_copying(i) && !self.hosts[i].stuck;
             let Some(master) = of.map(|host| host.server.clone()).filter(|_| takes) else {
                 continue;
             };
@@ -640,6 +653,64 @@ fn a_master_that_could_not_tell_for_a_moment_goes_on_without_a_registry() {
     world.hosts[1].server.up = false;
     world.run(Duration::from_secs(3));
     assert!(world.hosts[0].server.paused, "and not without its replica: {}", world.story());
+}
+
+#[test]
+fn a_master_that_is_not_published_takes_no_writes() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].doomed = true;
+    world.kill(0);
+    world.run(Duration::from_millis(100));
+    assert_eq!((world.masters(), world.state().phase), (vec![1], Phase::Promoting), "{}", world.story());
+    assert!(world.hosts[1].server.paused);
+    world.expire(1);
+    world.run(Duration::from_secs(15));
+    assert_eq!(world.state().master, world.hosts[2].address, "{}", world.story());
+    assert!(!world.hosts[2].server.paused, "{}", world.story());
+}
+
+#[test]
+fn a_sibling_that_was_left_behind_is_no_heir_of_a_new_master() {
+    for (stuck_from, is_heir) in [(1, false), (14, true)] {
+        let mut world = World::new(&[0, 0, 0]);
+        world.write(0, 5);
+        world.run(Duration::from_secs(6));
+        world.hosts[0].linked = false;
+        world.give(0, Input::Lost);
+        for second in 0..15 {
+            world.hosts[2].stuck = second >= stuck_from;
+            world.write(0, 1);
+            world.run(Duration::from_secs(1));
+        }
+        world.expire(0);
+        world.hosts[0].agent = false;
+        world.run(Duration::from_secs(8));
+        let state = world.state();
+        assert_eq!((&state.master, state.phase), (&world.hosts[1].address, Phase::Done), "{}", world.story());
+        let heirs = if is_heir { vec![world.hosts[2].address.clone()] } else { vec![] };
+        assert_eq!(state.heirs, heirs, "stuck from second {stuck_from}: {}", world.story());
+    }
+}
+
+#[test]
+fn a_master_that_does_not_take_the_order_to_allow_writes_is_told_of() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].stubborn = true;
+    world.kill(0);
+    world.run(Duration::from_secs(2));
+    assert!(
+        world.hosts[1].server.paused && world.hosts[1].alerts.contains(&"shard-fenced"),
+        "{}",
+        world.story()
+    );
+    world.hosts[1].stubborn = false;
+    world.run(Duration::from_secs(2));
+    assert!(!world.hosts[1].server.paused, "{}", world.story());
+    assert!(!world.hosts[1].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[1].alerts);
 }
 
 #[test]
