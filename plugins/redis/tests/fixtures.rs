@@ -9,11 +9,12 @@ use yagent_redis::Redis;
 /// A hook's folder, the hook, its arguments.
 type Case = (&'static str, Hook, &'static [(&'static str, &'static str)]);
 
-const HOOKS: [Case; 7] = [
+const HOOKS: [Case; 8] = [
     ("probe", Hook::Probe, &[]),
     ("stats", Hook::Stats, &[]),
     ("inspect", Hook::Inspect, &[]),
     ("promote", Hook::Promote, &[]),
+    ("promote-fenced", Hook::Promote, &[("fence_ms", "60000")]),
     ("follow", Hook::Follow, &[("host", "127.0.0.1"), ("port", "1")]),
     ("fence", Hook::Fence, &[("ms", "1000")]),
     ("unfence", Hook::Unfence, &[]),
@@ -89,6 +90,23 @@ fn a_version_that_knows_no_pause_takes_the_number_of_replicas() {
     let (outcome, told) = backend.step(Hook::Unfence, Input::Bytes(b"-NOPERM no\r\n"));
     assert!(matches!(&outcome, Outcome::Error(why) if why.starts_with("NOPERM no (")), "{outcome:?}");
     assert_eq!(told.sent, b"");
+}
+
+#[test]
+fn a_version_that_knows_no_pause_is_promoted_all_the_same_and_a_refusal_is_an_error() {
+    let mut backend = backend();
+    let args = &[("fence_ms", "60000")];
+    for (file, answer) in answers("promote-fenced") {
+        let (_, told) = backend.step(Hook::Promote, Input::Begin { fresh: false, args });
+        assert!(told.sent.starts_with(b"*4\r\n$6\r\nCLIENT\r\n$5\r\nPAUSE\r\n$5\r\n60000\r\n"), "{told:?}");
+        assert_eq!(backend.step(Hook::Promote, Input::Bytes(&answer)).0, Outcome::Done, "{file}");
+    }
+    for refused in [&b"-NOPERM no\r\n+OK\r\n"[..], b"+OK\r\n-NOPERM no\r\n"] {
+        backend.step(Hook::Promote, Input::Begin { fresh: false, args });
+        let answer = [refused, b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"].concat();
+        let (outcome, _) = backend.step(Hook::Promote, Input::Bytes(&answer));
+        assert!(matches!(&outcome, Outcome::Error(why) if why.starts_with("NOPERM no ")), "{outcome:?}");
+    }
 }
 
 #[test]

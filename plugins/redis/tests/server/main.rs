@@ -425,6 +425,7 @@ fn orders_without_their_arguments_are_refused() {
             "argument `port` is `x`: invalid digit found in string",
         ),
         (Hook::Fence, &[("ms", "-1")], "argument `ms` is `-1`: invalid digit found in string"),
+        (Hook::Promote, &[("fence_ms", "x")], "argument `fence_ms` is `x`: invalid digit found in string"),
     ] {
         assert_eq!(backend.converse(hook, true, args, &mut nowhere), Err(why.to_owned()));
     }

@@ -187,6 +187,26 @@ fn a_fence_holds_over_a_promotion_and_lets_reads_through() {
     assert_eq!(talk(&mut writer, "", 1), ["+OK"]);
 }
 
+/// It is a master before clients are to write to it.
+#[test]
+fn a_server_that_was_promoted_takes_no_writes_before_it_is_told_to() {
+    let state = state();
+    let (mut master, mut replica) = pair(state.path());
+    master.talk("SET a 1\r\n", 1);
+    settle(&mut master, &mut replica);
+    let can_pause = master.ask_pause(Hook::Fence, &[("ms", "1")]);
+    replica.ask(Hook::Promote, &[("fence_ms", "60000")]).unwrap();
+    assert_eq!(replica.inspect().texts("role"), ["master"]);
+    assert_eq!(replica.talk("GET a\r\n", 2), ["$1", "1"]);
+    let mut writer = replica.connect();
+    writer.write_all(b"SET b 1\r\n").unwrap();
+    if can_pause {
+        waits(&mut writer);
+    }
+    replica.ask(Hook::Unfence, &[("min_replicas", "0")]).unwrap();
+    assert_eq!(talk(&mut writer, "", 1), ["+OK"]);
+}
+
 #[test]
 fn a_write_that_waits_at_the_fence_meets_the_number_of_replicas() {
     let state = state();

@@ -4,7 +4,7 @@ use super::*;
 
 /// The orders, with arguments that any server could follow.
 const ORDERS: [(Hook, &[(&str, &str)]); 4] = [
-    (Hook::Promote, &[]),
+    (Hook::Promote, &[("fence_ms", "60000")]),
     (Hook::Follow, &[("host", "127.0.0.1"), ("port", "1")]),
     (Hook::Fence, &[("ms", "60000")]),
     (Hook::Unfence, &[("min_replicas", "0")]),
