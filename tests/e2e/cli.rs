@@ -319,7 +319,7 @@ fn an_agent_without_descriptors_waits_for_some_without_burning_the_processor() {
         wait::check(host.log_text().contains("cannot let a control client in"), || host.log_text())
     });
     let before = process::stat(host.pid()).unwrap().cpu_ticks;
-    std::thread::sleep(Duration::from_secs(1));
+    wait::lasts(Duration::from_secs(1));
     let burnt = process::stat(host.pid()).unwrap().cpu_ticks - before;
     assert!(burnt < 50, "{burnt} of 100 ticks");
     limit(4096);

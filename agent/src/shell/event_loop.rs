@@ -3,30 +3,31 @@
 //! It carries out what the core decides and tells the core what happened. Nothing here may block: disks belong to the
 //! spawner and the log writer, ZooKeeper to its session, alert commands to their sender.
 
+mod actions;
+mod wishes;
+
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
     sync::mpsc,
-    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::{
-    alerts::{self, AlertSender, InFlight, Origin},
-    control::{Control, Request},
+    alerts::{self, AlertSender, InFlight},
+    control::Control,
     exchange::{Line, Matter},
     fencer::Fencer,
     logging::LogHandle,
     notify::Notifier,
     orders::Orders,
     poll::{Poll, Ready, Source, Token},
-    process::{Job, Report, Spawner, Start, check_users, evidence, unattended},
+    process::{Report, Spawner, evidence, unattended},
     registry::{Registry, SessionFacts},
     signals::Signals,
     status,
@@ -34,18 +35,13 @@ use super::{
     watchdog::{Activity, Watchdog},
 };
 use crate::{
-    config::{EngineSettings, Settings},
-    core::{
-        Action, Core, EngineId, Event, HostPlan, InstanceId, NotStarted, Now, Outcome, Pid, Talk,
-        alert::Severity,
-        failover::{NOWHERE, Wish},
-    },
-    plugin::{
-        Backend, Plugin, StartPlan,
-        settings::{Instance, of_instance},
-    },
+    config::Settings,
+    core::{Core, Event, HostPlan, InstanceId, NotStarted, Now, Outcome, Pid, Talk, alert::Severity},
+    plugin::Plugin,
     setup::instances_dir,
 };
+pub use actions::{check_engine, make_backend};
+use wishes::quarantine_news;
 
 /// The longest wait, so that a lost wake-up costs no more than this.
 const WAIT_AT_MOST: Duration = Duration::from_secs(1);
@@ -429,189 +425,6 @@ impl EventLoop {
         }
     }
 
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::Start { id, known, follow } => self.start(id, known, false, follow),
-            Action::Adopt { id } => self.start(id, false, true, None),
-            Action::Terminate { id } => {
-                self.signal(id, Signal::TERM);
-                // A stopped process would not get it.
-                self.signal(id, Signal::CONT);
-            }
-            Action::Kill { id } => self.signal(id, Signal::KILL),
-            Action::Converse { id, talk, deadline } => self.converse(id, talk, deadline),
-            Action::Expire { id, talk } => self.expire(id, talk),
-            Action::Order { id, order, deadline } => {
-                self.watchdog.beat(self.activities.talks);
-                self.orders.order(&mut self.poll, id, order, deadline);
-            }
-            Action::Lease { id, until } => self.orders.lease(id, until),
-            Action::Grace { id, until } => self.orders.grace(id, until),
-            Action::Request { token, request } => self.registry.request(token, request),
-            Action::AskLastWords { id } => {
-                self.spawner.submit(Job::LastWords(id, self.core.engine_name(id.engine).to_owned()));
-            }
-            Action::Forget { id } => self.forget(id),
-            Action::WritePorts { engine, ports } => self.write_ports(engine, ports),
-            Action::Publish(changes) => self.registry.apply(changes),
-            Action::Claim(owned) => self.registry.claim(owned),
-            Action::Alert(alert) => self.alerts.send(&alert),
-            Action::Log(level, text) => log::log!(level, "{text}"),
-            Action::Finish => self.finish(),
-        }
-    }
-
-    fn engine(&self, id: EngineId) -> Option<&EngineSettings> {
-        let name = self.core.engine_name(id);
-        self.settings.engines.iter().find(|engine| engine.engine == name)
-    }
-
-    /// Makes a new line for the instance and hands the rest to the spawner.
-    fn start(&mut self, id: InstanceId, known: bool, adopt_only: bool, follow: Option<(String, u16)>) {
-        // One that nobody looked after may be there already.
-        if let Some(process) = self.processes.remove(&id) {
-            self.poll.remove(process.pidfd, process.token);
-        }
-        if let Some(mut line) = self.lines.remove(&id) {
-            line.hang_up(&mut self.poll);
-        }
-        if let Some(start) = self.unattended(id) {
-            return self.spawner.submit(Job::Start(Box::new(start)));
-        }
-        match self.prepare(id, follow.as_ref()) {
-            Ok((line, orders, bind, plan)) => {
-                self.lines.insert(id, line);
-                self.open_orders(id, orders);
-                let engine = self.core.engine_name(id.engine).to_owned();
-                let start = Start { id, engine, bind, known, adopt_only, plan };
-                self.spawner.submit(Job::Start(Box::new(start)));
-            }
-            Err(why) => self.events.push_back(Event::NotStarted { id, why: NotStarted::Failed(why) }),
-        }
-    }
-
-    /// What can be said without the plugin, which is in quarantine: the program by which a survivor is known.
-    fn unattended(&self, id: InstanceId) -> Option<Start> {
-        let engine = self.engine(id.engine).filter(|engine| self.quarantined.contains_key(&engine.engine))?;
-        let program = engine.program.display().to_string();
-        let plan = StartPlan { program, ..StartPlan::default() };
-        let (name, bind) = (engine.engine.clone(), engine.bind);
-        Some(Start { id, engine: name, bind, known: true, adopt_only: true, plan })
-    }
-
-    /// Members of shards have a line for orders beside the one for probes.
-    fn open_orders(&mut self, id: InstanceId, line: Option<(Line, SocketAddr)>) {
-        let shards = self.engine(id.engine).and_then(|engine| engine.shards.as_ref());
-        match (line, shards.map(|shards| shards.timing.fence)) {
-            (Some((line, address)), within) => {
-                let (key, within) = (self.key(id), within.unwrap_or_default());
-                self.orders.open(&mut self.poll, id, key, line, address, within);
-            }
-            _ => self.orders.close(&mut self.poll, id),
-        }
-    }
-
-    /// Servers that run already become members of shards by new settings, or cease to be.
-    fn renew_orders(&mut self) {
-        let running: Vec<(InstanceId, Pid)> = self.processes.iter().map(|(id, it)| (*id, it.pid)).collect();
-        for (id, pid) in running {
-            match self.engine(id.engine).map(|engine| engine.shards.is_some()) {
-                Some(true) if !self.orders.leads_to(id) => self.lead_orders_to(id, pid),
-                Some(false) => self.orders.part(&mut self.poll, id),
-                // One whose engine was taken out must be fenced as long as it lives.
-                _ => {}
-            }
-        }
-    }
-
-    fn lead_orders_to(&mut self, id: InstanceId, pid: Pid) {
-        let nowhere = (NOWHERE.0.to_owned(), NOWHERE.1);
-        match self.prepare(id, Some(&nowhere)) {
-            Ok((_, orders, _, _)) => self.open_orders(id, orders),
-            Err(why) => log::error!("no orders can be given to port {}: {why}", id.port),
-        }
-        self.orders.process(&mut self.poll, id, Some(pid));
-    }
-
-    /// A server that runs already and is no member may be guarded all the same, if it was one when the agent last ran.
-    fn let_stranger_go(&mut self, id: InstanceId) {
-        let fails_over =
-            |engine: &EngineSettings| self.plugins.get(&engine.engine).is_some_and(Plugin::fails_over);
-        if self.engine(id.engine).is_some_and(|engine| engine.shards.is_none() && fails_over(engine)) {
-            let (key, alone) = (self.key(id), self.settings.engines.iter().all(|e| e.shards.is_none()));
-            self.orders.let_go(&mut self.poll, id, key, alone);
-        }
-    }
-
-    /// Its name for people: `redis:16379`.
-    fn key(&self, id: InstanceId) -> String {
-        format!("{}:{}", self.core.engine_name(id.engine), id.port)
-    }
-
-    #[expect(clippy::type_complexity, reason = "what a start needs, taken apart at once")]
-    fn prepare(
-        &self,
-        id: InstanceId,
-        follow: Option<&(String, u16)>,
-    ) -> Result<(Line, Option<(Line, SocketAddr)>, Option<IpAddr>, StartPlan), String> {
-        let engine = self.engine(id.engine).ok_or("its engine is no longer configured")?;
-        let plugin = self.plugins.get(&engine.engine).ok_or("its plugin is not loaded")?;
-        let (backend, plan) = make_backend(plugin, engine, &self.settings, id.port, self.host, follow)?;
-        let address = SocketAddr::new(connect_address(&plan, engine.bind)?, id.port);
-        let orders = match follow {
-            Some(_) => {
-                let (backend, _) = make_backend(plugin, engine, &self.settings, id.port, self.host, follow)?;
-                Some((Line::new(Source::OrderLink(id), address, backend), address))
-            }
-            None => None,
-        };
-        Ok((Line::new(Source::Link(id), address, backend), orders, engine.bind, plan))
-    }
-
-    fn signal(&mut self, id: InstanceId, signal: Signal) {
-        let Some(process) = self.processes.get(&id) else { return };
-        if let Err(e) = pidfd_send_signal(&process.pidfd, signal)
-            && e != rustix::io::Errno::SRCH
-        {
-            log::error!("cannot send a signal to pid {}: {e}", process.pid);
-        }
-    }
-
-    fn converse(&mut self, id: InstanceId, talk: Talk, deadline: Instant) {
-        self.watchdog.beat(self.activities.talks);
-        let outcome = match self.lines.get_mut(&id) {
-            Some(line) => line.begin(&mut self.poll, Matter::Talk(talk), Instant::now(), deadline),
-            None => Some(Outcome::Failed { why: "nothing leads to it".to_owned() }),
-        };
-        if let Some(outcome) = outcome {
-            self.ended(id, talk, outcome);
-        }
-    }
-
-    fn expire(&mut self, id: InstanceId, talk: Talk) {
-        let ended = self.lines.get_mut(&id).and_then(|line| line.expire(&mut self.poll, Instant::now()));
-        let what = ended.map_or_else(|| "no answer".to_owned(), |(_, what)| what);
-        let why = format!("{what} within {} s", self.settings.probing.timeout.as_secs_f64());
-        self.ended(id, talk, Outcome::Missed { why, process: crate::core::ProcessState::Unknown });
-    }
-
-    fn forget(&mut self, id: InstanceId) {
-        if let Some(mut line) = self.lines.remove(&id) {
-            line.hang_up(&mut self.poll);
-        }
-        if let Some(process) = self.processes.remove(&id) {
-            self.poll.remove(process.pidfd, process.token);
-        }
-        self.orders.close(&mut self.poll, id);
-        self.spawner.submit(Job::Forget(id, self.core.engine_name(id.engine).to_owned()));
-    }
-
-    fn write_ports(&mut self, engine: EngineId, ports: Vec<u16>) {
-        if let Some(engine) = self.engine(engine) {
-            self.spawner.submit(Job::WritePorts(engine.port_file.clone(), ports));
-        }
-    }
-
     fn finish(&mut self) {
         self.notifier.stopping();
         for line in self.lines.values_mut() {
@@ -625,141 +438,6 @@ impl EventLoop {
             self.registry.close();
         }
         self.closing = Some(Instant::now() + CLOSE_LIMIT);
-    }
-
-    // Reload
-
-    fn reload(&mut self, client: Option<Token>) {
-        if let Some(clients) = &mut self.reloading {
-            clients.extend(client);
-            return;
-        }
-        self.reloading = Some(client.into_iter().collect());
-        self.notifier.reloading();
-        let (loader, sender, waker) = (self.loader.clone(), self.reloads.0.clone(), self.waker.clone());
-        let work = move || {
-            let _ = sender.send(loader());
-            waker.wake();
-        };
-        if let Err(e) = thread::Builder::new().name("reload".to_owned()).spawn(work) {
-            self.reloaded(Err(format!("cannot start a thread: {e}")));
-        }
-    }
-
-    fn reloaded(&mut self, loaded: Reloaded) {
-        self.notifier.ready();
-        let clients = self.reloading.take().unwrap_or_default();
-        let answer = match loaded.and_then(|loaded| self.accept(loaded)) {
-            Ok(loaded) => {
-                self.apply(loaded);
-                let summary = "the settings were read again".to_owned();
-                self.events.push_back(Event::TroubleOver { key: RELOAD_FAILED.to_owned(), summary });
-                serde_json::json!({"ok": true, "message": "the settings were read again"})
-            }
-            Err(why) => {
-                let summary = format!("the settings stay as they were: {why}");
-                let (key, severity) = (RELOAD_FAILED.to_owned(), Severity::Warning);
-                self.events.push_back(Event::Trouble { key, severity, summary });
-                serde_json::json!({"ok": false, "message": why})
-            }
-        };
-        for token in clients {
-            self.control.answer(&mut self.poll, token, Instant::now(), answer.to_string());
-        }
-    }
-
-    /// New settings must suit the plugins before anything is changed.
-    fn accept(&self, loaded: Loaded) -> Reloaded {
-        for engine in &loaded.settings.engines {
-            // One that is in quarantine has none.
-            let Some(plugin) = loaded.plugins.get(&engine.engine) else { continue };
-            check_engine(plugin, engine, &loaded.settings, self.host)
-                .map_err(|why| format!("{}: [{}]: {why}", loaded.settings.file.display(), engine.engine))?;
-        }
-        Ok(loaded)
-    }
-
-    fn apply(&mut self, loaded: Loaded) {
-        let Loaded { settings, plugins, plan, quarantined } = loaded;
-        if settings.state_dir != self.settings.state_dir
-            || settings.registry != self.settings.registry
-            || settings.localip != self.settings.localip
-            || settings.watchdog_limit != self.settings.watchdog_limit
-            || settings.log.file != self.settings.log.file
-        {
-            log::warn!(
-                "state_dir, zoo_svr, zoo_auth, zoo_session_timeout, localip, watchdog_limit and log_file take effect \
-                 when the agent is started again"
-            );
-        }
-        self.log.set_level(settings.log.level);
-        let host = self.host.to_string();
-        self.alerts.configure(&settings.alerts, Origin { host, group: settings.group.clone() });
-        let (registry, localip) = (self.settings.registry.clone(), self.settings.localip);
-        let state_dir: PathBuf = self.settings.state_dir.clone();
-        self.settings = Settings { registry, localip, state_dir, ..settings };
-        self.plugins = plugins;
-        self.events.extend(quarantine_news(&self.quarantined, &quarantined));
-        self.quarantined = quarantined;
-        self.renew_orders();
-        log::info!("the settings were read again from {}", self.settings.file.display());
-        self.events.push_back(Event::Configure(Box::new(plan)));
-    }
-
-    // Control
-
-    fn serve(&mut self, ready: Ready) {
-        self.watchdog.beat(self.activities.answers);
-        let Some(request) = self.control.ready(&mut self.poll, ready) else { return };
-        let answer = match request {
-            Ok(Request::Status) => self.status(),
-            Ok(Request::Stop { all }) => {
-                log::info!(
-                    "a control client asks the agent to end{}",
-                    if all { " with all instances" } else { "" }
-                );
-                self.events.push_back(Event::Stop { all });
-                serde_json::json!({"ok": true, "message": "stopping"}).to_string()
-            }
-            Ok(Request::Reload) => {
-                self.control.wait(ready.token);
-                return self.reload(Some(ready.token));
-            }
-            Ok(Request::Shards { shard }) => status::shards(&self.core, now(), shard.as_deref()),
-            Ok(Request::Switchover { shard, to, id }) => self.wish(&shard, Wish::Switchover { to, id }),
-            Ok(Request::Failover { shard, to, id }) => self.wish(&shard, Wish::Force { to, id }),
-            Ok(Request::Pause { shard, for_ms, reason, host }) => {
-                self.wish(&shard, Wish::Pause { long: Duration::from_millis(for_ms), reason, host })
-            }
-            Ok(Request::Resume { shard, host }) => self.wish(&shard, Wish::Resume { host }),
-            Err(why) => serde_json::json!({"ok": false, "message": why}).to_string(),
-        };
-        self.control.answer(&mut self.poll, ready.token, Instant::now(), answer);
-    }
-
-    /// What an operator wishes of a shard: its member here refuses it, or sees to it.
-    fn wish(&mut self, shard: &str, wish: Wish) -> String {
-        log::info!("a control client wishes of shard {shard}: {wish:?}");
-        let (taken, actions) = self.core.wish(now(), shard, wish);
-        for action in actions {
-            self.act(action);
-        }
-        let (ok, message) = taken.map_or_else(|why| (false, why), |()| (true, "the shard has it".to_owned()));
-        serde_json::json!({"ok": ok, "message": message}).to_string()
-    }
-
-    fn status(&self) -> String {
-        let agent = status::Agent {
-            version: env!("CARGO_PKG_VERSION"),
-            pid: std::process::id(),
-            config: self.settings.file.display().to_string(),
-            ip: self.host.to_string(),
-            since_ms: self.started.unix_ms,
-            uptime_s: self.started.at.elapsed().as_secs_f64(),
-            rss_bytes: status::resident(),
-            log_dropped: self.log.dropped(),
-        };
-        status::report(agent, self.registry.status(), &self.core, now())
     }
 
     // What comes round
@@ -813,21 +491,6 @@ fn first_events(settings: &Settings, plan: HostPlan) -> VecDeque<Event> {
     std::iter::once(Event::Configure(Box::new(plan))).chain(left.into_iter().map(tell)).collect()
 }
 
-/// What to tell of plugins that came into quarantine, or out of it.
-fn quarantine_news(before: &HashMap<String, String>, now: &HashMap<String, String>) -> VecDeque<Event> {
-    let key = |engine: &String| format!("plugin-quarantined/{engine}");
-    let over = before.keys().filter(|engine| !now.contains_key(*engine)).map(|engine| Event::TroubleOver {
-        key: key(engine),
-        summary: format!("plugin `{engine}` is loaded again"),
-    });
-    let fires = now.iter().map(|(engine, why)| Event::Trouble {
-        key: key(engine),
-        severity: Severity::Critical,
-        summary: format!("{why}; its instances are left as they are"),
-    });
-    over.chain(fires).collect()
-}
-
 /// Reaps the process if it is our child, and says how it ended.
 fn how_it_ended(pidfd: &OwnedFd) -> String {
     match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
@@ -842,52 +505,4 @@ fn describe(status: &WaitIdStatus) -> String {
         (_, Some(signal)) => format!("signal {signal}"),
         _ => "no status".to_owned(),
     }
-}
-
-/// An instance's backend, and how it would be started.
-///
-/// # Errors
-/// The plugin refuses the settings.
-pub fn make_backend(
-    plugin: &Plugin,
-    engine: &EngineSettings,
-    settings: &Settings,
-    port: u16,
-    host: IpAddr,
-    follow: Option<&(String, u16)>,
-) -> Result<(Backend, StartPlan), String> {
-    let index = u32::from(port.saturating_sub(engine.port) / engine.port_step.max(1));
-    let instance = Instance { index, host, port, state_dir: &settings.state_dir, follow };
-    let mut backend = plugin.create(&of_instance(engine, instance)).map_err(|e| e.to_string())?;
-    let plan = backend.start().map_err(|e| e.to_string())?;
-    Ok((backend, plan))
-}
-
-/// Finds what would keep every instance of an engine from starting.
-///
-/// # Errors
-/// What that is, in a sentence.
-pub fn check_engine(
-    plugin: &Plugin,
-    engine: &EngineSettings,
-    settings: &Settings,
-    host: IpAddr,
-) -> Result<(), String> {
-    let (_, plan) = make_backend(plugin, engine, settings, engine.port, host, None)?;
-    connect_address(&plan, engine.bind)?;
-    check_users(&plan)
-}
-
-/// Where to connect: as the plugin says, else as bound, else loopback.
-fn connect_address(plan: &StartPlan, bind: Option<IpAddr>) -> Result<IpAddr, String> {
-    match plan.connect.as_str() {
-        "" => {}
-        // The one name that needs nobody to be asked.
-        "localhost" => return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        address => {
-            let told = |_| format!("it is to listen on {address}, expected an IP address or localhost");
-            return address.parse().map_err(told);
-        }
-    }
-    Ok(bind.filter(|ip| !ip.is_unspecified()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)))
 }

@@ -172,7 +172,6 @@ pub(super) enum Asked {
     History,
     Member(String),
     TakeLock,
-    /// The session that held it when the request was made: an answer of another one says nothing.
     DropLock,
     PutState(Purpose, Box<ShardState>),
     PutConfig,
