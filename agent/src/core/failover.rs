@@ -103,6 +103,8 @@ pub struct View {
     pub link_up: bool,
     /// For how long the link has been down; zero when it is up or was never.
     pub link_down: Duration,
+    /// How long ago it last heard of its master, in whole seconds; zero where that is not known.
+    pub last_io: Duration,
     /// It takes a whole copy of its master.
     pub syncing: bool,
     /// It reads its data.
@@ -123,6 +125,18 @@ pub struct View {
     pub replicas: Vec<Replica>,
     /// Its version.
     pub version: String,
+}
+
+impl View {
+    /// When its data was as it is, for a look at `asked`: a master's then, a replica's when it last heard of its master.
+    fn heard_at(&self, asked: Instant) -> Instant {
+        let ago = match self.role {
+            Role::Replica if self.link_up => self.last_io,
+            Role::Replica => self.link_down,
+            Role::Master | Role::Unknown => Duration::ZERO,
+        };
+        asked.checked_sub(ago).unwrap_or(asked)
+    }
 }
 
 /// A replica as its master sees it.

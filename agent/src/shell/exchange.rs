@@ -430,6 +430,7 @@ fn view(reply: &Reply) -> View {
         master: reply.text("master").map(str::to_owned),
         link_up: reply.text("link") == Some("up"),
         link_down: Duration::try_from_secs_f64(number("link_down_s")).unwrap_or_default(),
+        last_io: Duration::try_from_secs_f64(number("last_io_s")).unwrap_or_default(),
         syncing: yes("syncing"),
         loading: yes("loading"),
         run_id: text("run_id"),

@@ -3,7 +3,7 @@
 //! Data is a place in a history: a replication id and an offset in it. A history that began with a promotion knows
 //! where it left the one before.
 
-use std::{collections::VecDeque, mem};
+use std::{collections::VecDeque, mem, time::Duration};
 
 use yagent::core::failover::{FENCE_FOR, NOWHERE, Order, Ordered, Replica, Role, View};
 
@@ -488,7 +488,8 @@ impl World {
             role: if is_master { Role::Master } else { Role::Replica },
             master,
             link_up: link_up && !is_master,
-            link_down: std::time::Duration::from_secs(down.map_or(0, |since| (t - since) / SECOND)),
+            link_down: Duration::from_secs(down.map_or(0, |since| (t - since) / SECOND)),
+            last_io: Duration::from_secs(if link_up { (t - redis.link.heard) / SECOND } else { 0 }),
             syncing: redis.link.state == LinkState::Copying,
             loading: redis.is_loading(t),
             run_id: format!("{host}.{}", redis.pid),

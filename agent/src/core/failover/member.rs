@@ -178,8 +178,8 @@ pub struct Member {
     view_at: Instant,
     /// How far the data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
     marks: VecDeque<(Instant, i64)>,
-    /// The first of the marks when it stood for master.
-    stood_from: Option<i64>,
+    /// The round in which it took an epoch, and how far its data was [`HEIRS_FOR`] before its master's stream ended.
+    stood_from: Option<(u64, i64)>,
     /// When each of a master's replicas was last seen to keep up.
     kept_up: BTreeMap<String, Instant>,
     /// A master that tells nothing: since when, and its heirs then.
@@ -194,6 +194,8 @@ pub struct Member {
     queued: VecDeque<Order>,
     /// `min_replicas` as the server has it; `None`: not known.
     guard: Option<u32>,
+    /// Why its server did not take the last order to allow writes.
+    closed: Option<String>,
 
     published: Option<MemberNode>,
     round: u64,
@@ -284,6 +286,7 @@ impl Member {
             running: None,
             queued: VecDeque::new(),
             guard: None,
+            closed: None,
             published: None,
             round: 0,
             why: Change::First,
@@ -491,6 +494,7 @@ impl Member {
     fn take_death(&mut self) {
         self.view = None;
         self.guard = None;
+        self.closed = None;
         self.queued.clear();
         self.renew_fence = None;
         self.grace_until = None;

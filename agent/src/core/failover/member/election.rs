@@ -476,6 +476,9 @@ impl Member {
             self.enter(Stage::Locking);
             return self.take_the_lock();
         }
+        if self.closed.is_some() {
+            self.let_stream_in();
+        }
         if let Some(why) = self.unfit(state.as_ref()) {
             return self.tell_unfit(&why, state.is_some());
         }
@@ -488,6 +491,9 @@ impl Member {
 
     /// Why it may not be promoted, by its own newest view; what the others' nodes say decides only who is first.
     pub(super) fn unfit(&self, state: Option<&ShardState>) -> Option<String> {
+        if let Some(why) = &self.closed {
+            return Some(format!("its server does not take the order to allow writes: {why}"));
+        }
         let own = self.node();
         let (mut standings, _) = self.standings(state);
         let place = standings.iter().position(|standing| standing.address == self.plan.address)?;
@@ -539,9 +545,11 @@ impl Member {
                 self.now.at
             }
         };
-        if self.plan.fencing && !self.fencer {
+        let unarmed = (self.plan.fencing && !self.fencer).then_some("no fencer stands by");
+        let closed = self.closed.is_some().then_some("its server does not take the order to allow writes");
+        if let Some(why) = unarmed.or(closed) {
             self.declined = Some(state.epoch);
-            return self.say(Level::Warn, "it declines to be the master: no fencer stands by".to_owned());
+            return self.say(Level::Warn, format!("it declines to be the master: {why}"));
         }
         let offset = self.view.as_ref().filter(|_| self.view_at >= since).map(|view| view.offset);
         if offset.is_some_and(|offset| offset >= handover.offset) {

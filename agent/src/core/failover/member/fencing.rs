@@ -1,6 +1,9 @@
 //! The lease: until when its server may take writes, and what happens when it may no longer.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use log::Level;
 
@@ -113,17 +116,22 @@ impl Member {
             _ if self.fenced_meanwhile => self.guard = None,
             Ordered::Done(_) | Ordered::Unsupported => {
                 self.guard = Some(min_replicas);
-                if self.stage == Stage::Leading {
-                    self.resolve("shard-fenced", &format!("{} takes writes", self.plan.address));
-                }
+                self.closed = None;
+                self.resolve("shard-fenced", &format!("{} is fenced no more", self.plan.address));
             }
             Ordered::Failed(why) => {
                 self.guard = None;
-                let text = format!("its server did not take the order to allow writes: {why}");
-                if self.stage == Stage::Leading {
-                    let summary = format!("{} may take no writes: {text}", self.plan.address);
-                    self.fire("shard-fenced", Severity::Critical, &summary);
+                let leads = self.stage == Stage::Leading;
+                if self.closed.replace(why.clone()).is_some() {
+                    let severity = if leads { Severity::Critical } else { Severity::Warning };
+                    let text = format!(
+                        "{} {}: its server does not take the order to allow writes: {why}",
+                        self.plan.address,
+                        if leads { "leads and may take no writes" } else { "is not promoted" }
+                    );
+                    self.fire("shard-fenced", severity, &text);
                 }
+                let text = format!("its server did not take the order to allow writes: {why}");
                 self.log(Level::Warn, text);
                 self.later();
             }
@@ -204,7 +212,7 @@ impl Member {
     /// It has all that its master had a while ago, or when its agent first looked.
     pub(super) fn is_abreast(&self, replica: &Replica) -> bool {
         let known = self.marks.front().is_some_and(|(_, offset)| replica.offset >= *offset);
-        replica.online && replica.lag_s <= ATTACHED_LAG_S && known
+        is_recent(replica) && known
     }
 
     /// It copies, and has what its master had a while ago: one that is paused acknowledges as well, and gets nothing.
@@ -216,13 +224,13 @@ impl Member {
     /// Notes how far its server's data is, for [`Member::keeps_up`]. A replica's time stands still while nothing comes.
     pub(super) fn mark_offset(&mut self) {
         let Some(view) = &self.view else { return };
-        let last = self.marks.back().map(|(_, offset)| *offset);
-        if view.syncing || view.loading || last.is_some_and(|offset| offset > view.offset) {
+        let last = |marks: &VecDeque<(Instant, i64)>| marks.back().map(|(_, offset)| *offset);
+        if view.syncing || view.loading || last(&self.marks).is_some_and(|offset| offset > view.offset) {
             self.marks.clear();
         }
         let leads = view.role == Role::Master;
-        if leads || last != Some(view.offset) {
-            self.marks.push_back((self.view_at, view.offset));
+        if leads || last(&self.marks) != Some(view.offset) {
+            self.marks.push_back((view.heard_at(self.view_at), view.offset));
         }
         let now = if leads { self.now.at } else { self.marks.back().map_or(self.now.at, |(at, _)| *at) };
         while self.marks.get(1).is_some_and(|(at, _)| now >= *at + HEIRS_FOR) {
@@ -305,4 +313,9 @@ impl Member {
             self.feed_anew = false;
         }
     }
+}
+
+/// It copies, and acknowledged a moment ago.
+pub(super) fn is_recent(replica: &Replica) -> bool {
+    replica.online && replica.lag_s <= ATTACHED_LAG_S
 }

@@ -5,6 +5,7 @@ use log::Level;
 use super::{
     Asked, Change, HEIRS_FOR, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Planted, Purpose,
     Role, ShardState, Stage, View,
+    fencing::is_recent,
     switchover::{Handing, NOT_WRITTEN},
 };
 use crate::{
@@ -163,7 +164,9 @@ impl Member {
             Change::Silence if self.free => self.why = Change::Death,
             _ => {}
         }
-        self.stood_from = self.marks.front().map(|(_, offset)| *offset);
+        let ended = self.marks.back().map(|(at, _)| *at);
+        let before = self.marks.front().filter(|(at, _)| ended.is_some_and(|ended| ended >= *at + HEIRS_FOR));
+        self.stood_from = before.map(|(_, offset)| (next.epoch, *offset));
         self.say(Level::Warn, format!("it takes epoch {}", next.epoch));
         self.enter(Stage::Announcing);
         self.put_state(Purpose::Announce, next);
@@ -372,7 +375,7 @@ impl Member {
         // It has been this history's master for a while, and knows who kept up with it.
         let knows = view.replid == state.replid || self.now.at >= self.heirs_since + HEIRS_FOR;
         let heirs = if view.role == Role::Master && knows {
-            self.heirs(&state.heirs)
+            self.heirs(&self.recorded_heirs(state, view))
         } else {
             self.plan.members.iter().filter(|address| heir(address)).cloned().collect()
         };
@@ -390,8 +393,20 @@ impl Member {
     /// By what it said for this election it lacked what we had got a while before our master's stream ended: whoever comes
     /// after us would lose that and what we take until it follows.
     fn was_left_behind(&self, node: &MemberNode) -> bool {
-        let said = self.round > 0 && node.round == self.round;
-        said && self.stood_from.is_some_and(|offset| node.offset < offset)
+        self.stood_from
+            .is_some_and(|(round, offset)| (self.round, node.round) == (round, round) && node.offset < offset)
+    }
+
+    /// The recorded heirs. An agent that has just begun does not know when they last kept up: those count that copy its
+    /// server now, and have what its former run wrote down, or one that dies again and again would keep them for ever.
+    fn recorded_heirs(&self, state: &ShardState, view: &View) -> Vec<String> {
+        let begins = self.now.at < self.heirs_since + HEIRS_FOR;
+        let copies = |address: &&String| {
+            view.replicas.iter().any(|replica| {
+                replica.address == **address && is_recent(replica) && replica.offset >= state.offset
+            })
+        };
+        state.heirs.iter().filter(|address| !begins || copies(address)).cloned().collect()
     }
 
     pub(super) fn is_locking(&self) -> bool {

@@ -22,6 +22,8 @@ struct Server {
     priority: u32,
     /// When its whole copy began.
     copies: Option<Duration>,
+    /// When it last got something of its master.
+    heard: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -140,6 +142,7 @@ impl World {
                 min_replicas: 0,
                 priority: 100,
                 copies: None,
+                heard: Duration::ZERO,
             },
             session: 0,
             agent: true,
@@ -401,6 +404,9 @@ impl World {
                 continue;
             };
             let server = &mut self.hosts[i].server;
+            if server.offset != master.offset {
+                server.heard = self.t;
+            }
             (server.replid, server.replid2) = (master.replid, master.replid2);
             (server.offset, server.keys) = (master.offset, master.keys);
         }
@@ -420,11 +426,14 @@ impl World {
             lag_s: 0,
         };
         let linked = self.hosts.iter().any(|host| host.address == server.follows && host.server.up);
+        let silent = Duration::from_secs((self.t - server.heard).as_secs());
         View {
             role: if server.master { Role::Master } else { Role::Replica },
             master: (!server.master).then(|| server.follows.clone()),
             link_up: linked && !self.hosts[i].link_down && !self.is_copying(i),
             syncing: self.is_copying(i),
+            last_io: silent,
+            link_down: silent,
             replid: if self.nameless { String::new() } else { server.replid.clone() },
             replid2: if self.nameless { String::new() } else { server.replid2.clone() },
             offset: server.offset,
@@ -498,6 +507,16 @@ impl World {
             ..before
         };
         self.replicate();
+        self.give(i, Input::Server(Life::Started));
+        self.give(i, Input::Server(Life::Up));
+    }
+
+    fn start_agent_anew(&mut self, i: usize) {
+        let (now, nonce) = (self.now(), format!("run {} s in", self.t.as_secs()));
+        self.hosts[i].agent = true;
+        self.hosts[i].member = Member::new(now, ShardPlan { nonce, ..plan(i, self.hosts.len()) });
+        self.connect(i);
+        self.give(i, Input::Fencer(true));
         self.give(i, Input::Server(Life::Started));
         self.give(i, Input::Server(Life::Up));
     }
@@ -694,6 +713,104 @@ fn a_sibling_that_was_left_behind_is_no_heir_of_a_new_master() {
     }
 }
 
+/// A master's host dies as a whole; one of its replicas lacks what it wrote in the last seconds before.
+fn silence_after(behind: u32, phase: u32) -> World {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6) + Duration::from_millis(500) * phase);
+    for second in 0..20 {
+        world.hosts[2].stuck = second >= 20 - behind;
+        world.write(0, 1);
+        world.run(Duration::from_secs(1));
+    }
+    (world.hosts[0].linked, world.hosts[0].agent, world.hosts[0].server.up) = (false, false, false);
+    world
+}
+
+#[test]
+fn a_sibling_that_kept_up_is_an_heir_whenever_it_was_last_looked_at() {
+    for (behind, phase) in (0..5).flat_map(|behind| (0..10).map(move |phase| (behind, phase))) {
+        let mut world = silence_after(behind, phase);
+        world.run(Duration::from_secs(30));
+        world.expire(0);
+        world.run(Duration::from_secs(7));
+        let state = world.state();
+        assert_eq!((&state.master, state.phase), (&world.hosts[1].address, Phase::Done), "{}", world.story());
+        assert_eq!(state.heirs, [address(2)], "behind by {behind} s, phase {phase}: {}", world.story());
+    }
+}
+
+#[test]
+fn an_agent_that_did_not_see_its_masters_end_takes_all_siblings_for_heirs() {
+    let mut world = silence_after(1, 0);
+    world.run(Duration::from_secs(2));
+    world.start_agent_anew(1);
+    world.run(Duration::from_secs(30));
+    world.expire(0);
+    world.run(Duration::from_secs(7));
+    assert_eq!(
+        (world.state().master, world.state().heirs),
+        (address(1), vec![address(2)]),
+        "{}",
+        world.story()
+    );
+}
+
+#[test]
+fn an_agent_that_dies_again_and_again_does_not_keep_heirs_that_are_gone() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    (world.hosts[2].agent, world.hosts[2].server.up) = (false, false);
+    world.hosts[0].agent = false;
+    world.write(0, 5);
+    world.expire(0);
+    world.start_agent_anew(0);
+    world.run(Duration::from_secs(1));
+    assert_eq!(
+        (world.state().master, world.state().heirs),
+        (address(0), vec![address(1)]),
+        "{}",
+        world.story()
+    );
+}
+
+#[test]
+fn a_server_that_does_not_take_the_order_to_allow_writes_is_told_of_and_not_promoted() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.hosts[1].stubborn = true;
+    // What a new fencer does is not known: the order is given again.
+    world.give(1, Input::Fencer(false));
+    world.give(1, Input::Fencer(true));
+    world.run(Duration::from_secs(6));
+    assert!(world.hosts[1].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[1].alerts);
+    world.kill(0);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.masters(), [2], "{}", world.story());
+    world.hosts[1].stubborn = false;
+    world.restart(0);
+    world.settle();
+    world.check(2);
+    assert!(world.hosts[1].alerts.is_empty(), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn one_that_refused_to_allow_writes_once_may_be_promoted_when_it_does_not_any_more() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].stubborn = true;
+    world.give(1, Input::Fencer(false));
+    world.give(1, Input::Fencer(true));
+    world.kill(0);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
+    world.hosts[1].stubborn = false;
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+}
+
 #[test]
 fn a_master_that_does_not_take_the_order_to_allow_writes_is_told_of() {
     let mut world = World::new(&[0, 0]);
@@ -711,6 +828,25 @@ fn a_master_that_does_not_take_the_order_to_allow_writes_is_told_of() {
     world.run(Duration::from_secs(2));
     assert!(!world.hosts[1].server.paused, "{}", world.story());
     assert!(!world.hosts[1].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn that_writes_are_not_allowed_is_over_when_another_leads() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].stubborn = true;
+    world.kill(0);
+    world.run(Duration::from_secs(2));
+    assert!(world.hosts[1].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[1].alerts);
+    world.kill(1);
+    world.hosts[1].stubborn = false;
+    world.run(Duration::from_secs(2));
+    world.restart(1);
+    world.restart(0);
+    world.settle();
+    world.check(2);
+    assert!(world.hosts[1].alerts.is_empty(), "{:?}", world.hosts[1].alerts);
 }
 
 #[test]
@@ -1009,12 +1145,7 @@ fn a_master_that_comes_back_in_time_leads_again() {
 fn an_agent_that_starts_again_takes_its_own_past_over() {
     let mut world = World::new(&[0, 0]);
     world.write(0, 3);
-    let now = world.now();
-    world.hosts[0].member = Member::new(now, ShardPlan { nonce: "second".into(), ..plan(0, 2) });
-    world.connect(0);
-    world.give(0, Input::Fencer(true));
-    world.give(0, Input::Server(Life::Started));
-    world.give(0, Input::Server(Life::Up));
+    world.start_agent_anew(0);
     world.run(Duration::from_secs(3));
     world.check(0);
     assert!(world.hosts[0].log.iter().all(|line| !line.contains("takes no writes")), "{}", world.story());
