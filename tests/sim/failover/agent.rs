@@ -367,7 +367,10 @@ impl World {
                 let path = self.member(host).map(|member| member.node_path()).unwrap_or_default();
                 self.keep_node(host, path, content);
             }
-            Command::Order { order, until } => self.give_order(host, order, until),
+            Command::Order { order, until } => {
+                self.check_order(host, &order);
+                self.give_order(host, order, until);
+            }
             Command::Lease(until) => {
                 let until = until.map(|at| self.micros(host, at));
                 if let Some(agent) = &mut self.hosts[host].agent {

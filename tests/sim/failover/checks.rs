@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use yagent::core::failover::{IntentKind, Phase, ShardState};
+use yagent::core::failover::{IntentKind, Order, Phase, ShardState};
 
 use super::{
     redis::{Of, Place},
@@ -246,6 +246,18 @@ impl World {
         let other = self.checks.published.as_ref().is_some_and(|p| p.host != host && !p.forced);
         if other && !coming && self.setting.fencing && self.hosts[host].unguarded {
             self.checks.tally.unguarded += 1;
+        }
+    }
+
+    /// Whoever tells a master to take writes has a lease.
+    pub(super) fn check_order(&mut self, host: usize, order: &Order) {
+        let opens = matches!(order, Order::Unfence { .. }) && self.hosts[host].redis.is_master();
+        if !opens {
+            return;
+        }
+        let now = self.now(host);
+        if self.member(host).is_some_and(|member| member.report(now).lease_s.is_none()) {
+            self.violate(format!("host {host} is a master and told to take writes without a lease"));
         }
     }
 

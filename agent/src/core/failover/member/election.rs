@@ -106,6 +106,13 @@ impl Member {
         }
     }
 
+    /// Why a replica would take no writes as a master. One that is a master may be fenced, and is asked by nobody but its
+    /// lease to take any.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let why = self.closed.as_ref().filter(|_| self.role() == Role::Replica)?;
+        Some(format!("its server does not take the order to allow writes: {why}"))
+    }
+
     /// Rule 9: a rogue master is made a replica, a replica of the wrong master is pointed to the right one.
     fn repair(&mut self, state: &ShardState, role: Role, replid: &str) {
         if self.running.as_ref().is_some_and(|order| *order != Order::Inspect) || !self.may_retry() {
@@ -476,7 +483,7 @@ impl Member {
             self.enter(Stage::Locking);
             return self.take_the_lock();
         }
-        if self.closed.is_some() {
+        if self.refusal().is_some() {
             self.let_stream_in();
         }
         if let Some(why) = self.unfit(state.as_ref()) {
@@ -491,8 +498,8 @@ impl Member {
 
     /// Why it may not be promoted, by its own newest view; what the others' nodes say decides only who is first.
     pub(super) fn unfit(&self, state: Option<&ShardState>) -> Option<String> {
-        if let Some(why) = &self.closed {
-            return Some(format!("its server does not take the order to allow writes: {why}"));
+        if let Some(why) = self.refusal() {
+            return Some(why);
         }
         let own = self.node();
         let (mut standings, _) = self.standings(state);
@@ -545,9 +552,8 @@ impl Member {
                 self.now.at
             }
         };
-        let unarmed = (self.plan.fencing && !self.fencer).then_some("no fencer stands by");
-        let closed = self.closed.is_some().then_some("its server does not take the order to allow writes");
-        if let Some(why) = unarmed.or(closed) {
+        let unarmed = (self.plan.fencing && !self.fencer).then(|| "no fencer stands by".to_owned());
+        if let Some(why) = unarmed.or_else(|| self.refusal()) {
             self.declined = Some(state.epoch);
             return self.say(Level::Warn, format!("it declines to be the master: {why}"));
         }

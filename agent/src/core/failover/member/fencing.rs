@@ -121,17 +121,14 @@ impl Member {
             }
             Ordered::Failed(why) => {
                 self.guard = None;
-                let leads = self.stage == Stage::Leading;
+                let text = format!("its server does not take the order to allow writes: {why}");
                 if self.closed.replace(why.clone()).is_some() {
-                    let severity = if leads { Severity::Critical } else { Severity::Warning };
-                    let text = format!(
-                        "{} {}: its server does not take the order to allow writes: {why}",
-                        self.plan.address,
-                        if leads { "leads and may take no writes" } else { "is not promoted" }
-                    );
-                    self.fire("shard-fenced", severity, &text);
+                    let (severity, what) = match self.stage {
+                        Stage::Leading => (Severity::Critical, "leads and may take no writes"),
+                        _ => (Severity::Warning, "is not promoted"),
+                    };
+                    self.fire("shard-fenced", severity, &format!("{} {what}: {text}", self.plan.address));
                 }
-                let text = format!("its server did not take the order to allow writes: {why}");
                 self.log(Level::Warn, text);
                 self.later();
             }

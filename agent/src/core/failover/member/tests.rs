@@ -369,6 +369,12 @@ impl World {
         if self.hosts[i].stubborn && matches!(order, Order::Unfence { .. }) {
             return Ordered::Failed("NOPERM".into());
         }
+        let leaseless = self.hosts[i].server.master && !self.hosts[i].member.stage.needs_lease();
+        assert!(
+            !(leaseless && matches!(order, Order::Unfence { .. })),
+            "a master is to take writes without a lease: {}",
+            self.story()
+        );
         self.histories += 1;
         let fresh = format!("history{}", self.histories);
         self.hosts[i].agent &= !(self.hosts[i].doomed && order == Order::Promote);
@@ -828,6 +834,35 @@ fn a_master_that_does_not_take_the_order_to_allow_writes_is_told_of() {
     world.run(Duration::from_secs(2));
     assert!(!world.hosts[1].server.paused, "{}", world.story());
     assert!(!world.hosts[1].alerts.contains(&"shard-fenced"), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn a_fenced_master_that_refused_to_take_writes_stands_again_without_taking_any() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].stubborn = true;
+    world.kill(0);
+    world.run(Duration::from_secs(8));
+    assert!(world.masters() == [1] && world.hosts[1].member.closed.is_some(), "{}", world.story());
+    world.hosts[1].linked = false;
+    world.give(1, Input::Lost);
+    world.hosts[2].doomed = true;
+    world.run(Duration::from_secs(20));
+    world.expire(1);
+    world.run(Duration::from_secs(8));
+    assert_eq!(
+        (world.state().phase, world.state().from),
+        (Phase::Promoting, address(1)),
+        "{}",
+        world.story()
+    );
+    world.expire(2);
+    world.hosts[1].stubborn = false;
+    world.connect(1);
+    world.run(Duration::from_secs(60));
+    assert_eq!((world.state().master, world.state().phase), (address(1), Phase::Done), "{}", world.story());
+    assert!(!world.hosts[1].server.paused, "{}", world.story());
 }
 
 #[test]
