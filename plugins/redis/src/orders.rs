@@ -26,8 +26,8 @@ pub(crate) struct Order {
     requests: Vec<Vec<String>>,
     script: Script,
     unfencing: Unfencing,
-    /// The promotion begins with a pause of writes.
-    fences: bool,
+    /// Before a promotion writes are being paused.
+    pausing: bool,
 }
 
 /// A script in the way of an order.
@@ -126,28 +126,30 @@ fn busy<'a>(answer: &Answer<'a>) -> Option<&'a [u8]> {
     })
 }
 
-/// CLIENT PAUSE MS WRITE where that is asked and the version has it, REPLICAOF NO ONE, and ROLE to see that it came true.
+/// The old name of the command is known to every version.
+const BECOME: &[&[&str]] = &[&["SLAVEOF", "NO", "ONE"], &["ROLE"]];
+
+/// CLIENT PAUSE MS WRITE where that is asked; where that was taken or the version does not know it, REPLICAOF NO ONE, and
+/// ROLE to see that it came true.
 pub(crate) fn promote(order: &mut Order, talk: &mut Talk, event: Event<'_>, sink: &Sink<'_>) -> Step {
     if let Event::Begin(begin) = &event {
-        // The old name of the command is known to every version.
-        const BECOME: [&[&str]; 2] = [&["SLAVEOF", "NO", "ONE"], &["ROLE"]];
-        order.fences = begin.arg("fence_ms").is_some();
-        let Some(ms) = begin.arg("fence_ms") else {
-            return order.begin(talk, begin, &BECOME, sink);
-        };
+        let fence_ms = begin.arg("fence_ms");
+        order.pausing = fence_ms.is_some();
+        let Some(ms) = fence_ms else { return order.begin(talk, begin, BECOME, sink) };
         ms.parse::<u64>().map_err(|error| format!("argument `fence_ms` is `{ms}`: {error}"))?;
-        return order.begin(talk, begin, &[&["CLIENT", "PAUSE", ms, "WRITE"], BECOME[0], BECOME[1]], sink);
+        return order.begin(talk, begin, &[&["CLIENT", "PAUSE", ms, "WRITE"]], sink);
     }
-    let Some(mut answer) = order.answer(talk, event, sink)? else {
+    if order.pausing {
+        let step = order.done(talk, event, sink)?;
+        if step == Flow::More {
+            return Ok(step);
+        }
+        order.pausing = false;
+        return order.go_on(talk, BECOME, sink);
+    }
+    let Some(answer) = order.answer(talk, event, sink)? else {
         return Ok(Flow::More);
     };
-    if order.fences {
-        match answer.replies.first() {
-            Some(Reply::Error(error)) if unknown(error) => {}
-            _ => accepted(&answer)?,
-        }
-        answer.replies.remove(0);
-    }
     accepted(&answer)?;
     match answer.replies.get(1) {
         Some(Reply::Array(parts)) => match parts.first() {

@@ -243,6 +243,19 @@ fn a_number_that_is_refused_leaves_the_fence_up() {
     waits(&mut writer);
 }
 
+#[test]
+fn one_that_may_not_pause_writes_is_not_made_a_master() {
+    if !program::has_users() {
+        return;
+    }
+    let state = state();
+    let users = "user default on nopass ~* +@all -client\n";
+    let mut server = member(state.path(), free_port(), &format!("{CONF}{users}"), &[]);
+    let why = server.ask(Hook::Promote, &[("fence_ms", "60000")]).unwrap_err();
+    assert!(why.starts_with("NOPERM "), "{why}");
+    assert_eq!(server.inspect().texts("role"), ["replica"]);
+}
+
 /// The rules of `docs/engines.md`, and no others.
 const RULES: &str = "~yagent:probe +get +info +role +slaveof +config|set +client|pause +client|unpause \
                      +client|kill +script|kill +function|kill +psync +replconf +ping";
