@@ -218,10 +218,23 @@ impl Orders {
 
     /// A connection for orders is ready.
     pub fn ready(&mut self, poll: &mut Poll, id: InstanceId, ready: Ready) {
+        let now = Instant::now();
         let Some(desk) = self.desks.get_mut(&id) else { return };
-        if let Some((matter, outcome)) = desk.line.ready(poll, ready, Instant::now()) {
+        let opens = |matter: &Matter| matches!(matter, Matter::Order(Order::Promote | Order::Unfence { .. }));
+        // After a while in which the agent stood still the lease may be over: the next command of these is not sent.
+        if desk.running.as_ref().is_some_and(|(matter, deadline)| opens(matter) && *deadline <= now) {
+            return self.expire(poll, id, now);
+        }
+        if let Some((matter, outcome)) = desk.line.ready(poll, ready, now) {
             self.ended(poll, id, matter, outcome);
         }
+    }
+
+    fn expire(&mut self, poll: &mut Poll, id: InstanceId, now: Instant) {
+        let Some(desk) = self.desks.get_mut(&id) else { return };
+        let Some((matter, _)) = desk.running.clone() else { return };
+        let what = desk.line.expire(poll, now).map_or_else(|| "no answer".to_owned(), |(_, what)| what);
+        self.ended(poll, id, matter, Outcome::Failed { why: format!("{what} in time") });
     }
 
     /// The fencer's socket is ready.
@@ -236,10 +249,7 @@ impl Orders {
         let late: Vec<InstanceId> =
             self.desks.iter().filter(|(_, desk)| overdue(desk)).map(|(id, _)| *id).collect();
         for id in late {
-            let Some(desk) = self.desks.get_mut(&id) else { continue };
-            let Some((matter, _)) = desk.running.clone() else { continue };
-            let what = desk.line.expire(poll, now).map_or_else(|| "no answer".to_owned(), |(_, what)| what);
-            self.ended(poll, id, matter, Outcome::Failed { why: format!("{what} in time") });
+            self.expire(poll, id, now);
         }
         self.fencer.tick(poll, now);
         self.tell_fencers_news();
