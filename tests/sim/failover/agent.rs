@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Instant};
 
 use yagent::{
-    core::failover::{Command, Input, Life, Member, Order, Ordered, Timing},
+    core::failover::{Command, FENCE_FOR, Input, Life, Member, Order, Ordered, Timing},
     shell::registry::SessionFacts,
 };
 
@@ -536,6 +536,9 @@ impl World {
         }
         if self.setting.old {
             return self.dies(host, pid);
+        }
+        if self.is_refused(host, &Order::Fence { long: FENCE_FOR }) {
+            return;
         }
         self.log(|| format!("!! host {host}: redis is fenced"));
         let h = &mut self.hosts[host];

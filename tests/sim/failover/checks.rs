@@ -26,7 +26,8 @@ struct Write {
     at: Micros,
     /// The master was alone on record: only these members might still be promoted, as bits.
     heirs: Option<u32>,
-    /// Its master was not published yet: no client knew of it. Or its host had neither an agent nor a fencer.
+    /// Its master was not published yet: no client knew of it. Or its host had neither an agent nor a fencer. Or its
+    /// master could not record who lacks it, and need not have that replica.
     excused: bool,
 }
 
@@ -237,9 +238,15 @@ impl World {
         let heirs = state.map(|state| self.heirs(state));
         if ours || coming {
             self.checks.last_write = self.t;
-            let excused = coming && !ours || self.hosts[host].unguarded;
+            let excused = coming && !ours || self.hosts[host].unguarded || self.is_unrecorded(host);
             self.checks.writes.push(Write { place, at: self.t, heirs, excused });
         }
+    }
+
+    fn is_unrecorded(&self, host: usize) -> bool {
+        let path = self.hosts[host].plan.path("state");
+        let free = self.hosts[host].plan.min_replicas == 0 || self.hosts.len() > 2;
+        free && self.zoo.denies(self.t, &path)
     }
 
     fn tally_unguarded(&mut self, host: usize, coming: bool) {
@@ -249,11 +256,16 @@ impl World {
         }
     }
 
-    /// Whoever tells a master to take writes has a lease.
+    /// Whoever tells a master to take writes has a lease, and has published it.
     pub(super) fn check_order(&mut self, host: usize, order: &Order) {
         let opens = matches!(order, Order::Unfence { .. }) && self.hosts[host].redis.is_master();
         if !opens {
             return;
+        }
+        let coming =
+            |state: &ShardState| state.phase == Phase::Promoting && self.host_of(&state.master) == Some(host);
+        if self.checks.state.as_ref().is_some_and(coming) {
+            return self.violate(format!("host {host} is told to take writes before it is published"));
         }
         let now = self.now(host);
         if self.member(host).is_some_and(|member| member.report(now).lease_s.is_none()) {
@@ -326,8 +338,10 @@ impl World {
 
     /// Nobody may be promoted by the rules, and somebody says so.
     pub(super) fn is_hopeless(&self) -> bool {
+        let refuses = (0..self.hosts.len()).any(|host| self.is_refused(host, &Order::Promote));
         let says = |host: &super::world::Host| {
-            host.agent.as_ref().is_some_and(|agent| agent.alerts.contains(&"shard-no-candidate"))
+            let alerts = host.agent.as_ref().map_or(&[][..], |agent| &agent.alerts);
+            alerts.contains(&"shard-no-candidate") || refuses && alerts.contains(&"shard-no-master")
         };
         let candidate = (0..self.hosts.len()).any(|host| self.is_candidate(host));
         !candidate && (self.checks.state.is_none() || self.hosts.iter().any(says))
@@ -345,8 +359,9 @@ impl World {
         // Whoever did not follow the last master has less than one that did, even where that one lags too much.
         let after = !followed(host) && (0..self.hosts.len()).any(|h| followed(h) && self.has_data(h, state));
         let lag = state.offset.max(self.best_offset(&state.replid)) - redis.data.offset;
-        let behind = u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
-        self.has_data(host, state) && !after && !(behind && state.replid == format!("{:08x}", redis.data.id))
+        let same = state.replid == format!("{:08x}", redis.data.id);
+        let behind = same && u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
+        self.has_data(host, state) && !after && !behind && !self.is_refused(host, &Order::Promote)
     }
 
     fn has_data(&self, host: usize, state: &ShardState) -> bool {

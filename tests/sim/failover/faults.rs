@@ -47,6 +47,10 @@ enum Kind {
     PauseHost,
     Resume,
     CrashAll,
+    /// Its redis refuses orders.
+    Refuses,
+    /// The registry refuses changes.
+    Denies,
 }
 
 use Kind::*;
@@ -144,9 +148,12 @@ const AT_A_STEP: &[Kind] = &[
     Slow,
 ];
 
+/// In a hundred schedules, so many have somebody that refuses what it is asked for.
+const REFUSES: u64 = 30;
+
 /// A step of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Any,
     TakeLock,
     DropLock,
@@ -215,11 +222,18 @@ fn is_step(step: Step, command: &Command) -> bool {
             path_is(path, "/state")
         }
         (Step::Lease, Command::Lease(_) | Command::Grace(_)) => true,
-        (Step::Promote, Command::Order { order: Order::Promote, .. }) => true,
-        (Step::Follow, Command::Order { order: Order::Follow { .. }, .. }) => true,
-        (Step::Fence, Command::Order { order: Order::Fence { .. }, .. }) => true,
-        (Step::Unfence, Command::Order { order: Order::Unfence { .. }, .. }) => true,
+        (_, Command::Order { order, .. }) => is_order(step, order),
         _ => false,
+    }
+}
+
+fn is_order(step: Step, order: &Order) -> bool {
+    match order {
+        Order::Inspect => false,
+        Order::Promote => step == Step::Promote,
+        Order::Follow { .. } => step == Step::Follow,
+        Order::Fence { .. } => step == Step::Fence,
+        Order::Unfence { .. } => step == Step::Unfence,
     }
 }
 
@@ -245,10 +259,20 @@ impl World {
                 _ => self.dice.within(session..3 * session),
             };
             let at = self.dice.within(from..until);
-            let fault = Fault::new(kind, long, step, None);
-            self.faults.all.push(fault);
-            self.later(at, Happening::Strikes(self.faults.all.len() - 1));
+            self.plan_fault(at, Fault::new(kind, long, step, None));
         }
+        // Drawn aside: the schedules without it are those that they were before there was such a fault.
+        let mut dice = self.dice.clone();
+        if dice.percent(REFUSES) {
+            let kind = if dice.percent(75) { Refuses } else { Denies };
+            let (at, long) = (dice.within(0..until), dice.within(SECOND..6 * session));
+            self.plan_fault(at, Fault::new(kind, long, None, None));
+        }
+    }
+
+    fn plan_fault(&mut self, at: Micros, fault: Fault) {
+        self.faults.all.push(fault);
+        self.later(at, Happening::Strikes(self.faults.all.len() - 1));
     }
 
     fn master_host(&self) -> Option<usize> {
@@ -360,8 +384,23 @@ impl World {
                 self.hosts[host].wall += if self.dice.percent(50) { by } else { -by };
             }
             OrdersLost => self.hosts[host].orders_lost = t + long,
+            Refuses => {
+                self.refuse_orders(host, t + long);
+                // Often it loses its lease meanwhile.
+                if self.dice.percent(50) {
+                    let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
+                    let cut = self.dice.within(session..2 * session);
+                    self.faults.all.push(Fault::new(CutRegistry, cut, None, Some(host)));
+                    let after = self.dice.within(0..session);
+                    self.later(after, Happening::Strikes(self.faults.all.len() - 1));
+                }
+            }
             KillsSlow => self.hosts[host].kills_slow = t + long,
             Lagging => self.zoo.lagging = t + long,
+            Denies => {
+                let both = [vec!["/state"], vec!["/lock"], vec!["/lock", "/state"]];
+                self.zoo.denied = (t + long, self.dice.pick(&both).unwrap_or_default());
+            }
             Slow => self.slow(host, long / 20, long / 20),
             SlowCut => {
                 let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
@@ -407,6 +446,28 @@ impl World {
                 self.cut_by_server(conn);
             }
         }
+    }
+
+    /// Most often what nothing else depends on: a user who may not do one thing, a command by another name.
+    fn refuse_orders(&mut self, host: usize, until: Micros) {
+        let refused = match self.dice.within(0..100) {
+            0..50 => vec![Step::Unfence],
+            50..65 => vec![Step::Promote],
+            65..75 => vec![Step::Follow],
+            _ => {
+                let mut some = vec![Step::Promote, Step::Follow, Step::Fence, Step::Unfence];
+                some.retain(|_| self.dice.percent(40));
+                some
+            }
+        };
+        self.log(|| format!("!! host {host}: redis refuses {refused:?}"));
+        self.hosts[host].refused = (until, refused);
+    }
+
+    /// Whether its redis does not take this order now.
+    pub(super) fn is_refused(&self, host: usize, order: &Order) -> bool {
+        let (until, refused) = &self.hosts[host].refused;
+        self.t < *until && refused.iter().any(|step| is_order(*step, order))
     }
 
     fn slow(&mut self, host: usize, up: Micros, down: Micros) {
@@ -515,10 +576,13 @@ impl World {
             self.resume(host, life);
             let h = &mut self.hosts[host];
             (h.flaky, h.orders_lost, h.kills_slow) = (0, 0, 0);
+            // That one of them can be made no master is to keep no other from it.
+            let for_good = h.refused.0 > 0 && h.refused.1 == [Step::Promote];
+            h.refused.0 = if for_good { Micros::MAX } else { 0 };
         }
         if !self.zoo.up {
             self.ensemble_back();
         }
-        self.zoo.lagging = 0;
+        (self.zoo.lagging, self.zoo.denied.0) = (0, 0);
     }
 }

@@ -405,6 +405,9 @@ impl World {
     fn obey(&mut self, host: usize, order: &Order) -> Ordered {
         let (t, wall) = (self.t, self.wall(host));
         let loading = self.hosts[host].redis.is_loading(t);
+        if self.is_refused(host, order) {
+            return Ordered::Failed("NOPERM this user has no permissions".to_owned());
+        }
         match order {
             Order::Inspect => return Ordered::Done(Some(Box::new(self.view(host)))),
             Order::Promote | Order::Follow { .. } if loading => {

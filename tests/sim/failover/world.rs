@@ -15,7 +15,7 @@ use super::{
     agent::{Agent, Fencer},
     checks::Checks,
     clients::Writer,
-    faults::Faults,
+    faults::{Faults, Step},
     redis::{Histories, Redis},
     setting::Setting,
     zookeeper::Ensemble,
@@ -165,6 +165,8 @@ pub(super) struct Host {
     pub(super) flaky: Micros,
     /// Until when orders are carried out and not answered.
     pub(super) orders_lost: Micros,
+    /// Until when its redis refuses orders, and which.
+    pub(super) refused: (Micros, Vec<Step>),
     /// Until when SIGKILL takes long.
     pub(super) kills_slow: Micros,
     /// Neither agent nor fencer was there to fence its redis.
@@ -212,6 +214,7 @@ impl World {
                 slow_down: 0,
                 flaky: 0,
                 orders_lost: 0,
+                refused: (0, Vec::new()),
                 kills_slow: 0,
                 unguarded: false,
             };

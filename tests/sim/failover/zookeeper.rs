@@ -126,9 +126,17 @@ pub(super) struct Ensemble {
     phase: Micros,
     /// Until when followers are far behind.
     pub(super) lagging: Micros,
+    /// Until when changes of some nodes are refused, and how their paths end.
+    pub(super) denied: (Micros, Vec<&'static str>),
 }
 
 impl Ensemble {
+    /// Whether a change of the node is refused.
+    pub(super) fn denies(&self, t: Micros, path: &str) -> bool {
+        let (until, denied) = &self.denied;
+        t < *until && denied.iter().any(|end| path.ends_with(end))
+    }
+
     pub(super) fn new(dice: &mut Dice, setting: &Setting) -> Ensemble {
         Ensemble {
             up: true,
@@ -141,6 +149,7 @@ impl Ensemble {
             tick: setting.tick,
             phase: dice.within(0..setting.tick),
             lagging: 0,
+            denied: (0, Vec::new()),
         }
     }
 
@@ -332,6 +341,9 @@ impl World {
                 watches.push((path, children));
             }
         };
+        if self.is_denied(&request) {
+            return Answer::Refused("access denied (NoAuth)".to_owned());
+        }
         match request {
             Request::Read { path } => {
                 let path = self.zoo.path(&path);
@@ -387,6 +399,15 @@ impl World {
                 }
                 self.catch_up(server);
                 if fits { Answer::Deleted } else { Answer::Stale }
+            }
+        }
+    }
+
+    fn is_denied(&self, request: &Request) -> bool {
+        match request {
+            Request::Read { .. } | Request::Children { .. } => false,
+            Request::Create { path, .. } | Request::Write { path, .. } | Request::Delete { path, .. } => {
+                self.zoo.denies(self.t, path)
             }
         }
     }

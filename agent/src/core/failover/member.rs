@@ -18,7 +18,7 @@ mod report;
 mod switchover;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use log::Level;
 use super::{
     Agreement, Command, FENCE_FOR, Input, Intent, Life, MemberNode, NOWHERE, Order, Ordered, Outcome, Phase,
     RequestId, Role, ShardPlan, ShardState, Timing, View, Wish,
-    shard::{Change, VERSION, encode},
+    shard::{Change, FIRST_ROUND, VERSION, encode},
 };
 use crate::{
     core::{Now, alert::Severity},
@@ -136,10 +136,14 @@ pub struct Member {
     know: Knowledge,
     asked: BTreeMap<RequestId, Asked>,
     next_request: u64,
-    /// The registry lets `config` not be written.
-    config_refused: bool,
+    /// When the registry refused a change of `config`.
+    config_refused: Option<Instant>,
+    /// The other nodes of which it refused the last change.
+    refused: BTreeSet<&'static str>,
     /// A change of `state` is under way.
     writing: Option<Purpose>,
+    /// Since when nobody has been the master, as far as is known.
+    leaderless: Option<Instant>,
     /// Since when there is no lock.
     lock_gone: Option<Instant>,
     /// Since when nobody else has held the lock, as far as is known.
@@ -178,7 +182,7 @@ pub struct Member {
     view_at: Instant,
     /// How far the data was, and when: one mark from [`HEIRS_FOR`] ago, and those after it.
     marks: VecDeque<(Instant, i64)>,
-    /// The round in which it took an epoch, and how far its data was [`HEIRS_FOR`] before its master's stream ended.
+    /// The election in which it took an epoch, and how far its data was [`HEIRS_FOR`] before its master's stream ended.
     stood_from: Option<(u64, i64)>,
     /// When each of a master's replicas was last seen to keep up.
     kept_up: BTreeMap<String, Instant>,
@@ -196,8 +200,11 @@ pub struct Member {
     guard: Option<u32>,
     /// Why its server did not take the last order to allow writes.
     closed: Option<String>,
+    /// Its server did not take the last order to be made a master: others go first.
+    reluctant: bool,
 
     published: Option<MemberNode>,
+    /// The election in which it says how far it is.
     round: u64,
     /// What this change of the master is, and when it began.
     why: Change,
@@ -254,8 +261,10 @@ impl Member {
             returned: None,
             asked: BTreeMap::new(),
             next_request: 0,
-            config_refused: false,
+            config_refused: None,
+            refused: BTreeSet::new(),
             writing: None,
+            leaderless: None,
             lock_gone: None,
             vacant: None,
             taken: false,
@@ -287,6 +296,7 @@ impl Member {
             queued: VecDeque::new(),
             guard: None,
             closed: None,
+            reluctant: false,
             published: None,
             round: 0,
             why: Change::First,
@@ -458,6 +468,7 @@ impl Member {
             self.know.members_are(&plan);
             self.ours = plan.config().into();
             self.plan = plan;
+            self.config_refused = None;
             self.compare_config();
             if self.connected {
                 self.read_what_is_unknown();
@@ -611,14 +622,18 @@ impl Member {
 
     /// That nobody leads for long is told by whoever sees it.
     fn tell_no_master(&mut self) {
+        if !self.know.lock.fresh || !self.know.state.fresh {
+            return;
+        }
+        let published = self.know.state().is_some_and(|state| state.phase == Phase::Done);
+        if published && self.know.lock.seen.is_some() {
+            self.leaderless = None;
+            return self.resolve("shard-no-master", "there is a master");
+        }
         let long = self.plan.timing.session * 2;
-        match self.lock_gone {
-            Some(gone) if self.now.at >= gone + long && self.is_informed() => {
-                let text = format!("nobody has been the master for {} s", long.as_secs());
-                self.fire("shard-no-master", Severity::Critical, &text);
-            }
-            Some(_) => {}
-            None => self.resolve("shard-no-master", "there is a master"),
+        if self.now.at >= *self.leaderless.get_or_insert(self.now.at) + long {
+            let text = format!("nobody has been the master for {} s", long.as_secs());
+            self.fire("shard-no-master", Severity::Critical, &text);
         }
     }
 

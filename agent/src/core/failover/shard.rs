@@ -86,7 +86,21 @@ impl ShardState {
     pub(super) fn has_had_a_master(&self) -> bool {
         self.phase == Phase::Done || !self.from.is_empty() || !self.replid.is_empty()
     }
+
+    /// The number of the election that comes next. Who is made the master in an epoch may lose the lock and take it again
+    /// before it is published: what the others said in between does not count in the election after that.
+    pub(super) fn next_round(&self) -> u64 {
+        self.epoch * 2 + if self.phase == Phase::Promoting { 1 } else { 2 }
+    }
+
+    /// Whether this epoch came of that election.
+    pub(super) fn is_of_round(&self, round: u64) -> bool {
+        round.div_ceil(2) == self.epoch
+    }
 }
+
+/// The number of the first election of a shard.
+pub(super) const FIRST_ROUND: u64 = 2;
 
 /// What an operator wants of a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +223,8 @@ pub struct MemberNode {
     /// An operator wants it not to be promoted.
     #[serde(default)]
     pub paused: bool,
-    /// The epoch whose successor this was written for; 0: for none.
+    /// The election that this was written for, by its number: twice the epoch that comes of it, or one less where the
+    /// epoch before was not published; 0: for none.
     #[serde(default)]
     pub round: u64,
     /// The server's version.

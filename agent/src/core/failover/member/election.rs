@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::{
-    Agreement, Asked, Change, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Purpose, Role,
-    SETTLE, Scope, ShardState, Stage, View, Wish, split,
+    Agreement, Asked, Change, FIRST_ROUND, Life, Member, MemberNode, NOWHERE, Order, Ordered, Phase, Purpose,
+    Role, SETTLE, Scope, ShardState, Stage, View, Wish, split,
 };
 use crate::core::{
     alert::Severity,
@@ -66,7 +66,7 @@ impl Member {
             && state.master == self.plan.address
             && state.phase != Phase::Released
         {
-            self.round = state.epoch + 1;
+            self.round = state.next_round();
         }
     }
 
@@ -76,8 +76,8 @@ impl Member {
         let holder = self.know.lock.content().map(|lock| lock.address.clone()).unwrap_or_default();
         // What it said for this election counts until that is decided: the holder may be the only one left by it, and chooses
         // its heirs by it.
-        let undecided = state.phase != Phase::Done && self.round == state.epoch;
-        if self.round != state.epoch + 1 && !undecided {
+        let undecided = state.phase != Phase::Done && state.is_of_round(self.round);
+        if self.round != state.next_round() && !undecided {
             self.round = 0;
         }
         if state.phase != Phase::Done {
@@ -88,6 +88,9 @@ impl Member {
         }
         for over in ["shard-no-candidate", "failover", "shard-solo", "switchover"] {
             self.resolve(over, "another master stands");
+        }
+        for node in ["state", "lock"] {
+            self.change_taken(node);
         }
         let Some(view) = self.view.clone() else { return };
         if view.role == Role::Replica && view.master.as_deref() == Some(&*state.master) {
@@ -183,6 +186,7 @@ impl Member {
                 self.no_master_any_more();
             }
             (Ordered::Failed(why), Stage::Detaching) => {
+                self.note_reluctance();
                 let why = format!("it cannot leave its master: {why}");
                 self.give_up(why);
             }
@@ -269,7 +273,7 @@ impl Member {
             Some(state) if state.phase == Phase::Released => Change::Death,
             Some(_) => Change::Silence,
         };
-        self.round = state.map_or(0, |state| state.epoch) + 1;
+        self.round = self.next_round();
         // Its offset is said anew, even where it stood in this election before.
         self.published = None;
         self.enter(Stage::Standing { since: self.now.at });
@@ -329,7 +333,7 @@ impl Member {
         }
         self.say(Level::Info, "it is the recorded master and takes its place again".to_owned());
         if self.role() == Role::Replica {
-            self.round = state.epoch + 1;
+            self.round = state.next_round();
         }
         self.why = Change::Return;
         self.begun = self.now.at;
@@ -347,7 +351,7 @@ impl Member {
                 self.know.members.values().any(|slot| slot.content().is_none_or(|node| node.loading));
             return missing.then(|| gone + timing.silence);
         };
-        if self.is_forced_to_us(state) {
+        if self.goes_first(state) {
             return None;
         }
         if state
@@ -379,7 +383,7 @@ impl Member {
             return None;
         }
         let seen = self.know.members.get(&state.master)?.seen.as_ref()?;
-        let stands = seen.content.as_ref().is_some_and(|node| node.round == state.epoch + 1);
+        let stands = seen.content.as_ref().is_some_and(|node| node.round == state.next_round());
         (!stands).then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
     }
 
@@ -400,6 +404,16 @@ impl Member {
 
     fn speaks(&self, address: &str) -> bool {
         self.know.members.get(address).is_some_and(|slot| slot.content().is_some())
+    }
+
+    /// It could not be carried out although it stands.
+    pub(super) fn has_failed(&self, intent: &Intent) -> bool {
+        self.failed_wish.as_ref() == Some(&intent.id)
+    }
+
+    /// As an operator wants, before all others; where that came to nothing, after them.
+    fn goes_first(&self, state: &ShardState) -> bool {
+        self.is_forced_to_us(state) && !state.intent.as_ref().is_some_and(|intent| self.has_failed(intent))
     }
 
     pub(super) fn is_forced_to_us(&self, state: &ShardState) -> bool {
@@ -426,6 +440,10 @@ impl Member {
         self.know.config.content().unwrap_or(&self.ours)
     }
 
+    pub(super) fn next_round(&self) -> u64 {
+        self.know.state().map_or(FIRST_ROUND, ShardState::next_round)
+    }
+
     /// When it is our turn, by our place among the candidates.
     pub(super) fn turn(&self, since: Instant) -> Instant {
         let state = self.know.state();
@@ -445,6 +463,7 @@ impl Member {
         }
         let order = candidates::rank(&standings, &verdicts, state.is_none());
         let place = order.iter().position(|i| standings[*i].address == self.plan.address).unwrap_or(0);
+        let place = if self.reluctant { standings.len() } else { place };
         // Nobody has more, and nobody is left who might.
         if place == 0 && !awaited {
             return since;
@@ -457,6 +476,7 @@ impl Member {
 
     fn settle_time(&self) -> Duration {
         match self.why {
+            _ if self.reluctant => self.plan.timing.beat,
             Change::Death | Change::Force | Change::Switchover => SETTLE,
             Change::First | Change::Silence | Change::Return => self.plan.timing.beat,
         }
@@ -471,13 +491,17 @@ impl Member {
         }
         let state = self.know.state().cloned();
         // Somebody changed it: what we stand for is over.
-        if state.as_ref().map_or(0, |state| state.epoch) + 1 != self.round {
+        if self.round != self.next_round() {
             return self.enter(Stage::Following);
         }
         if state.as_ref().is_some_and(|state| self.is_forced_to_us(state)) {
             if self.plan.fencing && !self.fencer {
                 return self
                     .say(Level::Warn, "it cannot be promoted by force: no fencer stands by".to_owned());
+            }
+            if self.now.at < self.turn(since) && !state.as_ref().is_some_and(|state| self.goes_first(state)) {
+                return self
+                    .say(Level::Warn, "it could not be promoted by force: others go first".to_owned());
             }
             self.say(Level::Warn, "it stands for master by force, as an operator wants".to_owned());
             self.enter(Stage::Locking);
@@ -490,8 +514,11 @@ impl Member {
             return self.tell_unfit(&why, state.is_some());
         }
         if self.now.at < self.turn(since) {
-            return self.say(Level::Info, format!("it stands for master of epoch {}", self.round));
+            return self
+                .say(Level::Info, format!("it stands for master of epoch {}", self.round.div_ceil(2)));
         }
+        // Whoever handed over to it in vain did not take its place again, nor did anybody else.
+        self.declined = None;
         self.enter(Stage::Locking);
         self.take_the_lock();
     }

@@ -209,7 +209,7 @@ impl Member {
 
     pub(super) fn take_connected(&mut self) {
         self.connected = true;
-        self.config_refused = false;
+        self.config_refused = None;
         self.returned = Some(self.now.at);
         self.asked.clear();
         self.writing = None;
@@ -385,7 +385,7 @@ impl Member {
                 self.know.config.wrote(self.ours.clone(), version);
             }
             // What is refused now is refused in a moment as well.
-            (Asked::PutConfig, Answer::Refused(_)) => self.config_refused = true,
+            (Asked::PutConfig, Answer::Refused(_)) => self.config_refused = Some(self.now.at),
             (Asked::PutConfig | Asked::PutHistory | Asked::PutPause(_), _) => {}
             // A reading that failed is repeated with the next connection, or the next beat.
             _ => self.reread = Some(self.now.at + self.plan.timing.beat),
@@ -428,12 +428,10 @@ impl Member {
     fn state_answered(&mut self, purpose: Purpose, state: ShardState, answer: &Answer) {
         self.writing = None;
         match answer {
-            Answer::Written(version) => {
-                self.know.state.wrote(state, *version);
-                self.state_written(purpose);
-            }
-            Answer::Created => {
-                self.know.state.wrote(state, 0);
+            Answer::Written(_) | Answer::Created => {
+                let version = if let Answer::Written(version) = answer { *version } else { 0 };
+                self.know.state.wrote(state, version);
+                self.change_taken("state");
                 self.state_written(purpose);
             }
             Answer::Refused(why) => {
@@ -443,6 +441,8 @@ impl Member {
                 if let Some(wish) = self.wish.take_if(|_| purpose == Purpose::Wish) {
                     let text = format!("the registry refuses it: {why}");
                     self.unheard = Some(Outcome { id: wish.id, done: false, text, paused_ms: None });
+                } else {
+                    self.change_refused("state", why);
                 }
                 self.state_not_written(purpose, answer);
             }
@@ -451,6 +451,26 @@ impl Member {
                 self.know.state.doubt();
                 self.state_not_written(purpose, answer);
             }
+        }
+    }
+
+    /// What is refused now is refused in a moment as well: `lock` is looked at again a beat later.
+    pub(super) fn lock_refused(&mut self, why: &str) {
+        self.know.lock.hold();
+        self.reread = Some(self.now.at + self.plan.timing.beat);
+        self.change_refused("lock", why);
+    }
+
+    fn change_refused(&mut self, node: &'static str, why: &str) {
+        self.refused.insert(node);
+        let text = format!("the registry refuses what {} does to `{node}`: {why}", self.plan.address);
+        self.fire("shard-refused", Severity::Critical, &text);
+    }
+
+    /// A change was made, or is needed no more.
+    pub(super) fn change_taken(&mut self, node: &'static str) {
+        if self.refused.remove(node) && self.refused.is_empty() {
+            self.resolve("shard-refused", "the registry refuses nothing of the shard any more");
         }
     }
 
@@ -502,10 +522,15 @@ impl Member {
     }
 
     fn lock_dropped(&mut self, answer: &Answer) {
-        if matches!(answer, Answer::Deleted) {
-            self.know.lock.seen = None;
-            self.lock_gone = Some(self.now.at);
-            self.vacant.get_or_insert(self.now.at);
+        match answer {
+            Answer::Refused(why) => return self.lock_refused(why),
+            Answer::Deleted => {
+                self.know.lock.seen = None;
+                self.lock_gone = Some(self.now.at);
+                self.vacant.get_or_insert(self.now.at);
+                self.change_taken("lock");
+            }
+            _ => {}
         }
         self.know.lock.doubt();
     }
@@ -513,7 +538,8 @@ impl Member {
     /// The leader's configuration is the shard's.
     pub(super) fn write_config(&mut self) {
         let slot = &self.know.config;
-        let as_it_should_be = slot.content() == Some(&self.ours) || self.config_refused;
+        let refused = self.config_refused.is_some_and(|at| self.now.at < at + self.plan.timing.session);
+        let as_it_should_be = slot.content() == Some(&self.ours) || refused;
         if !slot.fresh || as_it_should_be || self.is_asked(&Asked::PutConfig) {
             return;
         }

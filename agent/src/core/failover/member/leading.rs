@@ -49,6 +49,7 @@ impl Member {
         self.resolve("shard-fenced", &format!("{} {how}", self.plan.address));
         self.resolve("shard-no-candidate", &format!("{} {how}", self.plan.address));
         self.resolve("switchover", &format!("{} {how}", self.plan.address));
+        self.change_taken("lock");
         let lost = self.lost_bytes.take();
         self.write_history(None, lost);
         self.write_config();
@@ -65,9 +66,16 @@ impl Member {
         self.know.state().is_some_and(|state| state.solo)
     }
 
+    /// The registry does not let it write down who its heirs are: one that lacks what it takes alone might succeed it.
+    fn is_unrecorded(&self) -> bool {
+        let differ = |state: &ShardState| self.heirs(&state.heirs) != state.heirs;
+        self.refused.contains("state") && self.know.state().is_some_and(differ)
+    }
+
     /// It takes writes, while it has the replicas that it needs.
     pub(super) fn let_writes_in(&mut self) {
-        let order = Order::Unfence { min_replicas: if self.is_alone() { 0 } else { self.needed() } };
+        let alone = self.is_alone() && !self.is_unrecorded();
+        let order = Order::Unfence { min_replicas: if alone { 0 } else { self.needed() } };
         if !self.is_ordered(&order) {
             self.order(order);
         }
@@ -138,7 +146,7 @@ impl Member {
         let attached = u32::try_from(self.attached()).unwrap_or(0);
         let short = attached < self.needed().max(1) && self.plan.members.len() > 1;
         let forget = self.planted == Some(super::Planted::ForgetSolo);
-        let least = if short { 0 } else { self.needed() };
+        let least = if short && !self.is_unrecorded() { 0 } else { self.needed() };
         let order = Order::Unfence { min_replicas: least };
         let now = self.may_retry();
         if short && !state.solo && !forget {
@@ -153,7 +161,8 @@ impl Member {
             }
         } else if !forget && self.writing.is_none() {
             let (solo, heirs) = (state.solo && short, self.heirs(&state.heirs));
-            if (solo, &heirs) != (state.solo, &state.heirs) {
+            // What was refused may be needed no more: that it would not be refused any more is to be known all the same.
+            if (solo, &heirs) != (state.solo, &state.heirs) || self.refused.contains("state") {
                 let next = ShardState { solo, heirs, ..self.with_figures(state) };
                 self.put_state(Purpose::Settle, next);
             }
@@ -208,7 +217,7 @@ impl Member {
     fn heed(&mut self, state: &ShardState) {
         let Some(intent) = state.intent.clone() else { return };
         match intent.kind {
-            _ if self.failed_wish.as_ref() == Some(&intent.id) => {
+            _ if self.has_failed(&intent) => {
                 if self.may_retry() {
                     self.refuse(state, &intent.id, NOT_WRITTEN);
                 }

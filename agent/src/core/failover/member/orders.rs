@@ -20,6 +20,11 @@ impl Member {
     }
 
     fn send(&mut self, order: Order) {
+        let long = self.time_for(&order);
+        if long.is_zero() {
+            // Its lease is over: it is about to be fenced.
+            return;
+        }
         match order {
             Order::Inspect => self.asked_at = self.now.at,
             Order::Fence { .. } | Order::Unfence { .. } => self.guard = None,
@@ -29,7 +34,7 @@ impl Member {
         }
         self.fenced_meanwhile = false;
         self.running = Some(order.clone());
-        let until = self.now.at + self.time_for(&order);
+        let until = self.now.at + long;
         self.out.push(Command::Order { order, until });
     }
 
@@ -40,12 +45,11 @@ impl Member {
         match order {
             Order::Inspect | Order::Follow { .. } => limit,
             Order::Fence { .. } => limit.min(fence / 2),
-            Order::Promote | Order::Unfence { .. } => match self.lease_ends() {
-                Some(ends) if self.stage.needs_lease() => {
-                    limit.min(ends.saturating_duration_since(self.now.at))
-                }
-                _ => limit,
-            },
+            Order::Promote | Order::Unfence { .. } if self.stage.needs_lease() => {
+                let left = |ends: Instant| ends.saturating_duration_since(self.now.at);
+                limit.min(self.lease_ends().map_or(Duration::ZERO, left))
+            }
+            Order::Promote | Order::Unfence { .. } => limit,
         }
     }
 
@@ -59,7 +63,7 @@ impl Member {
             (Order::Inspect, Ordered::Done(Some(view))) => self.take_view(*view),
             (Order::Inspect, _) => (self.view, self.unheard_since) = (None, None),
             (Order::Promote, Ordered::Done(_)) => {
-                self.heirs_since = self.now.at;
+                (self.heirs_since, self.reluctant) = (self.now.at, false);
                 self.order(Order::Inspect);
             }
             (Order::Promote, ordered) => self.promotion_failed(&ordered),
@@ -67,7 +71,7 @@ impl Member {
             (Order::Fence { .. }, ordered) => self.fenced(&ordered),
             (Order::Unfence { min_replicas }, ordered) => self.unfenced(*min_replicas, &ordered),
         }
-        if self.running.is_none()
+        while self.running.is_none()
             && let Some(next) = self.queued.pop_front()
         {
             self.send(next);

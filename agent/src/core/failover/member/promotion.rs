@@ -9,7 +9,10 @@ use super::{
     switchover::{Handing, NOT_WRITTEN},
 };
 use crate::{
-    core::failover::shard::{Outcome, VERSION},
+    core::failover::{
+        Intent, IntentKind,
+        shard::{Outcome, VERSION},
+    },
     shell::registry::Answer,
 };
 
@@ -28,6 +31,7 @@ impl Member {
         self.know.lock.doubt();
         match answer {
             Answer::Created => {
+                self.change_taken("lock");
                 self.lock_gone = None;
                 self.lock_is_ours();
                 if matches!(self.stage, Stage::Locking | Stage::HandedOver { .. }) {
@@ -42,8 +46,13 @@ impl Member {
                 self.taken = true;
                 self.back_from_locking("another one was faster");
             }
-            _ => {
+            Answer::Refused(why) => {
+                self.lock_refused(why);
                 self.back_from_locking("the lock was refused");
+                self.later();
+            }
+            _ => {
+                self.back_from_locking("the lock could not be taken");
                 self.later();
             }
         }
@@ -72,7 +81,7 @@ impl Member {
             return self.give_up("no fencer stands by".to_owned());
         }
         // Found as ours from before a connection was lost: who else may lead was not asked in this election.
-        let stood = self.round == self.know.state().map_or(0, |state| state.epoch) + 1;
+        let stood = self.round == self.next_round();
         let state = match self.know.state().cloned() {
             Some(state) => state,
             None if stood => return self.announce(None),
@@ -90,11 +99,19 @@ impl Member {
             Phase::Promoting if ours && self.role() == Role::Master && state.handover.is_none() => {
                 self.publish_master()
             }
-            Phase::Promoting if ours && state.handover.is_some() && !self.lacks(&state) => self.make_master(),
+            Phase::Promoting
+                if ours
+                    && state.handover.is_some()
+                    && !self.lacks(&state)
+                    && (self.is_offered() || self.role() == Role::Master) =>
+            {
+                self.make_master()
+            }
             // Others may have it; if nobody stands who does, it stands as all do.
-            Phase::Promoting if ours && state.handover.is_some() && !stood => {
+            Phase::Promoting if ours && state.handover.is_some() && !(stood && self.is_offered()) => {
                 self.declined = Some(state.epoch);
-                self.give_up("it does not have all that was handed over to it".to_owned());
+                let lacks = self.lacks(&state).then_some("it does not have all that was handed over to it");
+                self.give_up(lacks.unwrap_or("its server did not take the order").to_owned());
             }
             // The one that handed over to another takes its place again.
             Phase::Promoting if self.handed_over_by_us(&state) => self.take_back(&state),
@@ -155,7 +172,7 @@ impl Member {
             since_ms: self.now.unix_ms,
             intent: state.filter(|state| self.is_forced_to_us(state)).and_then(|state| state.intent.clone()),
             handover: None,
-            outcome: state.and_then(|state| self.failed_handover(state).or_else(|| state.outcome.clone())),
+            outcome: state.and_then(|state| self.failed_change(state).or_else(|| state.outcome.clone())),
         };
         let ours = |state: &ShardState| state.phase == Phase::Done && state.master == self.plan.address;
         self.free = state.is_none_or(|state| state.phase == Phase::Released || ours(state));
@@ -166,18 +183,22 @@ impl Member {
         }
         let ended = self.marks.back().map(|(at, _)| *at);
         let before = self.marks.front().filter(|(at, _)| ended.is_some_and(|ended| ended >= *at + HEIRS_FOR));
-        self.stood_from = before.map(|(_, offset)| (next.epoch, *offset));
+        self.stood_from = before.map(|(_, offset)| (self.round, *offset));
         self.say(Level::Warn, format!("it takes epoch {}", next.epoch));
         self.enter(Stage::Announcing);
         self.put_state(Purpose::Announce, next);
     }
 
-    /// A handover that came to nothing is answered by whoever takes over instead.
-    fn failed_handover(&self, state: &ShardState) -> Option<Outcome> {
-        let handover = state.handover.as_ref()?;
-        let text =
-            format!("{} did not take over as planned: {} stands for master", state.master, self.plan.address);
-        Some(Outcome { id: handover.id.clone(), done: false, text, paused_ms: None })
+    /// A wish that came to nothing is answered by whoever takes over instead.
+    fn failed_change(&self, state: &ShardState) -> Option<Outcome> {
+        let forced = |intent: &&Intent| intent.kind == IntentKind::Force && intent.to != self.plan.address;
+        let (id, to, how) = match (&state.handover, state.intent.as_ref().filter(forced)) {
+            (Some(handover), _) => (&handover.id, &state.master, "as planned"),
+            (None, Some(intent)) => (&intent.id, &intent.to, "by force"),
+            (None, None) => return None,
+        };
+        let text = format!("{to} did not take over {how}: {} stands for master", self.plan.address);
+        Some(Outcome { id: id.clone(), done: false, text, paused_ms: None })
     }
 
     /// A change of `state` was made.
@@ -205,9 +226,10 @@ impl Member {
                 self.give_up("`state` was changed by another".to_owned());
             }
             // Beyond the point of no return: whoever changed it decides what we are.
-            Purpose::Publish if self.stage == Stage::Publishing && !lost => {
-                self.lose_lease("`state` was changed by another");
-            }
+            Purpose::Publish if self.stage == Stage::Publishing && !lost => match answer {
+                Answer::Refused(_) => self.lose_lease(NOT_WRITTEN),
+                _ => self.lose_lease("`state` was changed by another"),
+            },
             // Refused is certainly not written. The wish still stands: it is not tried again, but answered.
             Purpose::HandOver
                 if matches!(answer, Answer::Refused(_))
@@ -289,12 +311,24 @@ impl Member {
         self.order(Order::Promote);
     }
 
+    /// Its server did not take the order to be a master. Others go first, and whoever wanted just this one is told.
+    pub(super) fn note_reluctance(&mut self) {
+        self.reluctant = true;
+        let Some(state) = self.know.state() else { return };
+        if self.is_offered() {
+            self.declined = Some(state.epoch);
+        } else if self.is_forced_to_us(state) {
+            self.failed_wish = state.intent.as_ref().map(|intent| intent.id.clone());
+        }
+    }
+
     pub(super) fn promotion_failed(&mut self, ordered: &Ordered) {
         if self.stage != Stage::Promoting {
             return;
         }
         let why =
             if let Ordered::Failed(why) = ordered { why.as_str() } else { "its engine cannot be promoted" };
+        self.note_reluctance();
         // Whether it is a master now is not known.
         self.lose_lease(&format!("it was told to be the master, and failed: {why}"));
         self.later();
