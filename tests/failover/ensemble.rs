@@ -9,7 +9,7 @@ use yagent_tests::{
     zookeeper::Server,
 };
 
-use crate::{FAST, fill, keeps_its_master_for, nothing_changes_for};
+use crate::{FAST, ends_well, fill, keeps_its_master_for, nothing_changes_for};
 
 fn leader(servers: &[Server]) -> usize {
     let is_leader = |server: &Server| server.mode().as_deref() == Some("leader");
@@ -103,6 +103,30 @@ fn without_zookeeper_a_master_that_one_does_not_follow_is_fenced() {
     let record = writer.finish();
     assert!(cluster.lost(&[&record]).is_empty());
     cluster.assert_one_master(&[&record]);
+}
+
+/// Somebody took the agents' right to change it.
+#[test]
+fn a_state_that_may_not_be_written_is_told_of_and_no_write_is_taken_that_nobody_could_know_of() {
+    let mut cluster = Plan::new(2).start();
+    fill(&cluster, 10);
+    let (master, replica) = (cluster.master(), cluster.replica());
+    let writer = cluster.writer();
+    writer.wait_progress(20);
+    let state = cluster.path("state");
+    let mut kazoo = cluster.kazoo();
+    kazoo.give_rights(&state, &["read", "admin"]).unwrap();
+    cluster.crash_host(replica);
+    cluster.hosts[master].wait_alert("shard-refused");
+    let least = cluster.call(master, &["CONFIG", "GET", "min-replicas-to-write"]).unwrap();
+    assert!(least.ends_with('1'), "{least}");
+    kazoo.give_rights(&state, &["all"]).unwrap();
+    cluster.watch.wait_node("state", "it is alone, and that is recorded", |state| state["solo"] == true);
+    cluster.hosts[master].wait_status("it is over", |status| !status.fires("shard-refused"));
+    writer.wait_progress(20);
+    cluster.hosts[replica].launch();
+    assert_eq!(cluster.wait_steady(), master);
+    ends_well(&cluster, writer, 0);
 }
 
 #[test]

@@ -116,6 +116,34 @@ fn a_target_whose_server_dies_costs_nothing() {
     assert!(cluster.lost(&[&record]).is_empty());
 }
 
+/// Its user may not do what makes a master.
+#[test]
+fn a_target_whose_server_refuses_gives_the_shard_back_and_lets_others_go_first() {
+    let mut cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    let (old, writer) = (cluster.master(), cluster.writer());
+    writer.wait_progress(20);
+    let rest = cluster.others(&[old]);
+    let rights = |cluster: &Cluster, rights: &str| {
+        assert_eq!(cluster.call(rest[0], &["ACL", "SETUSER", "default", rights]).unwrap(), "OK");
+    };
+    rights(&cluster, "-slaveof");
+    let output = switchover(&cluster, old, &["--to", &cluster.address(rest[0]).to_string()]);
+    is_refused(&output, "did not take over");
+    assert_eq!(cluster.wait_steady(), old);
+    writer.wait_ack_by(cluster.address(old));
+    let before = writer.finish();
+    cluster.assert_one_master(&[&before]);
+    assert!(cluster.lost(&[&before]).is_empty());
+    let epoch = cluster.watch.epoch();
+    cluster.crash_host(old);
+    let new = cluster.wait_successor(epoch);
+    assert_eq!(cluster.host_of(new.master), rest[1], "the smaller address would go first");
+    rights(&cluster, "+slaveof");
+    cluster.hosts[old].launch();
+    assert_eq!(cluster.wait_steady(), rest[1]);
+}
+
 #[test]
 fn a_second_wish_waits_for_nobody_and_is_refused() {
     let cluster = Plan::new(2).start();

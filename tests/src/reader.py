@@ -6,6 +6,7 @@ import sys
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
+from kazoo.security import make_acl
 
 logging.disable(logging.CRITICAL)
 
@@ -38,6 +39,9 @@ def answer(request):
             return client.set(path, request["content"].encode()).version
         if what == "create":
             return client.create(path, request["content"].encode(), makepath=True)
+        if what == "rights":
+            rights = {right: True for right in request["rights"]}
+            return client.set_acls(path, [make_acl("world", "anyone", **rights)]).version
         if what == "delete":
             return client.delete(path, recursive=True)
         raise ValueError(what)

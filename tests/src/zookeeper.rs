@@ -329,6 +329,14 @@ impl Kazoo {
         self.ask(json!({"do": "create", "path": path, "content": content})).map(|_| ())
     }
 
+    /// Says what everybody may do with a node: `read`, `write`, `create`, `delete`, `admin`, `all`.
+    ///
+    /// # Errors
+    /// What kazoo says.
+    pub fn give_rights(&mut self, path: &str, rights: &[&str]) -> Result<(), String> {
+        self.ask(json!({"do": "rights", "path": path, "rights": rights})).map(|_| ())
+    }
+
     /// Deletes a node and all below it.
     ///
     /// # Errors
