@@ -200,8 +200,8 @@ pub struct Member {
     guard: Option<u32>,
     /// Why its server did not take the last order to allow writes.
     closed: Option<String>,
-    /// Its server did not take the last order to be made a master: others go first.
-    reluctant: bool,
+    /// Why its server did not take the last order to be made a master: others go first.
+    reluctant: Option<String>,
 
     published: Option<MemberNode>,
     /// The election in which it says how far it is.
@@ -296,7 +296,7 @@ impl Member {
             queued: VecDeque::new(),
             guard: None,
             closed: None,
-            reluctant: false,
+            reluctant: None,
             published: None,
             round: 0,
             why: Change::First,
@@ -626,7 +626,8 @@ impl Member {
             return;
         }
         let published = self.know.state().is_some_and(|state| state.phase == Phase::Done);
-        if published && self.know.lock.seen.is_some() {
+        let holder = self.know.lock.content().map(|lock| &lock.address);
+        if published && holder.is_some() && holder == self.know.state().map(|state| &state.master) {
             self.leaderless = None;
             return self.resolve("shard-no-master", "there is a master");
         }

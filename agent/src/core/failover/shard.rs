@@ -126,9 +126,11 @@ pub enum IntentKind {
 }
 
 impl IntentKind {
-    /// Whether such a wish takes the place of one that waits: whoever forces does not wait for a plan.
+    /// Whether such a wish takes the place of one that waits: whoever forces does not wait for a plan, nor for another
+    /// force that may never be carried out.
     pub(super) fn overrides(self, waiting: &Intent, state: &ShardState) -> bool {
-        self == IntentKind::Force && waiting.kind == IntentKind::Switchover && state.phase == Phase::Done
+        let waits = waiting.kind == IntentKind::Force || state.phase == Phase::Done;
+        self == IntentKind::Force && waits
     }
 }
 

@@ -77,7 +77,9 @@ impl Member {
         // What it said for this election counts until that is decided: the holder may be the only one left by it, and chooses
         // its heirs by it.
         let undecided = state.phase != Phase::Done && state.is_of_round(self.round);
-        if self.round != state.next_round() && !undecided {
+        // The recorded master has the lock: there is no election.
+        let led = state.phase == Phase::Done && state.master == holder;
+        if led || self.round != state.next_round() && !undecided {
             self.round = 0;
         }
         if state.phase != Phase::Done {
@@ -186,7 +188,7 @@ impl Member {
                 self.no_master_any_more();
             }
             (Ordered::Failed(why), Stage::Detaching) => {
-                self.note_reluctance();
+                self.note_reluctance(why);
                 let why = format!("it cannot leave its master: {why}");
                 self.give_up(why);
             }
@@ -402,7 +404,7 @@ impl Member {
         }
     }
 
-    fn speaks(&self, address: &str) -> bool {
+    pub(super) fn speaks(&self, address: &str) -> bool {
         self.know.members.get(address).is_some_and(|slot| slot.content().is_some())
     }
 
@@ -463,7 +465,11 @@ impl Member {
         }
         let order = candidates::rank(&standings, &verdicts, state.is_none());
         let place = order.iter().position(|i| standings[*i].address == self.plan.address).unwrap_or(0);
-        let place = if self.reluctant { standings.len() } else { place };
+        let others = order.iter().filter(|i| standings[**i].address != self.plan.address).count();
+        let place = match &self.reluctant {
+            Some(_) if others > 0 => others + 1,
+            _ => place,
+        };
         // Nobody has more, and nobody is left who might.
         if place == 0 && !awaited {
             return since;
@@ -476,7 +482,7 @@ impl Member {
 
     fn settle_time(&self) -> Duration {
         match self.why {
-            _ if self.reluctant => self.plan.timing.beat,
+            _ if self.reluctant.is_some() => self.plan.timing.beat,
             Change::Death | Change::Force | Change::Switchover => SETTLE,
             Change::First | Change::Silence | Change::Return => self.plan.timing.beat,
         }

@@ -18,6 +18,7 @@ impl Member {
         self.round = 0;
         self.grace_until = None;
         self.renew_fence = None;
+        self.reluctant = None;
         self.enter(Stage::Leading);
         self.next_look = self.now.at;
         self.let_writes_in();

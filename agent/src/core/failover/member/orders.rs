@@ -63,7 +63,7 @@ impl Member {
             (Order::Inspect, Ordered::Done(Some(view))) => self.take_view(*view),
             (Order::Inspect, _) => (self.view, self.unheard_since) = (None, None),
             (Order::Promote, Ordered::Done(_)) => {
-                (self.heirs_since, self.reluctant) = (self.now.at, false);
+                (self.heirs_since, self.reluctant) = (self.now.at, None);
                 self.order(Order::Inspect);
             }
             (Order::Promote, ordered) => self.promotion_failed(&ordered),

@@ -239,6 +239,17 @@ impl Member {
                 self.goes_on_as_master(NOT_WRITTEN);
                 self.later();
             }
+            // Nobody is to wait for what cannot be said: its server leads no more, or goes on.
+            Purpose::Release if matches!(answer, Answer::Refused(_)) && self.stage == Stage::Releasing => {
+                if self.life == Life::Up && self.role() == Role::Master {
+                    let intent = self.know.state().and_then(|state| state.intent.as_ref());
+                    self.failed_wish = intent.map(|intent| intent.id.clone());
+                    self.goes_on_as_master(NOT_WRITTEN);
+                    return self.later();
+                }
+                self.released_now();
+                self.later();
+            }
             Purpose::Announce | Purpose::Return | Purpose::TakeBack
                 if self.stage.is_before_the_point_of_no_return() =>
             {
@@ -312,8 +323,8 @@ impl Member {
     }
 
     /// Its server did not take the order to be a master. Others go first, and whoever wanted just this one is told.
-    pub(super) fn note_reluctance(&mut self) {
-        self.reluctant = true;
+    pub(super) fn note_reluctance(&mut self, why: &str) {
+        self.reluctant = Some(why.to_owned());
         let Some(state) = self.know.state() else { return };
         if self.is_offered() {
             self.declined = Some(state.epoch);
@@ -328,10 +339,9 @@ impl Member {
         }
         let why =
             if let Ordered::Failed(why) = ordered { why.as_str() } else { "its engine cannot be promoted" };
-        self.note_reluctance();
-        // Whether it is a master now is not known.
-        self.lose_lease(&format!("it was told to be the master, and failed: {why}"));
-        self.later();
+        self.note_reluctance(why);
+        // Whether it is a master now is to be seen.
+        self.order(Order::Inspect);
     }
 
     /// It said that it is a master; now it tells how far its data is.
@@ -339,12 +349,23 @@ impl Member {
         if self.running.is_some() || self.lease_ends().is_none_or(|at| at <= self.now.at) {
             return;
         }
-        if self.role() == Role::Master {
-            self.enter(Stage::Publishing);
-            self.publish_master();
-        } else if self.may_retry() {
-            self.order(Order::Inspect);
-            self.later();
+        match (self.role(), self.reluctant.clone()) {
+            (Role::Master, _) => {
+                self.enter(Stage::Publishing);
+                self.publish_master();
+            }
+            (Role::Replica, Some(why)) => {
+                self.give_up(format!("its server did not take the order to be a master: {why}"));
+            }
+            (Role::Unknown, Some(why)) => {
+                self.lose_lease(&format!("it was told to be the master, and failed: {why}"));
+                self.later();
+            }
+            (_, None) if self.may_retry() => {
+                self.order(Order::Inspect);
+                self.later();
+            }
+            (_, None) => {}
         }
     }
 
@@ -428,7 +449,7 @@ impl Member {
     /// after us would lose that and what we take until it follows.
     fn was_left_behind(&self, node: &MemberNode) -> bool {
         self.stood_from
-            .is_some_and(|(round, offset)| (self.round, node.round) == (round, round) && node.offset < offset)
+            .is_some_and(|(round, offset)| self.round == round && node.round >= round && node.offset < offset)
     }
 
     /// The recorded heirs. An agent that has just begun does not know when they last kept up: those count that copy its

@@ -66,6 +66,9 @@ impl Member {
             Some(to) if to == state.master && state.phase == Phase::Done => {
                 return Err(format!("{to} is the master already"));
             }
+            Some(to) if kind == IntentKind::Force && !self.speaks(&to) => {
+                return Err(format!("{to} cannot be promoted: no agent speaks for it"));
+            }
             Some(to) => to,
             None => self.best_other(&state, kind)?,
         };

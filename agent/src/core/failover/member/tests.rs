@@ -886,7 +886,7 @@ fn who_does_not_take_the_order_to_be_a_master_does_not_keep_the_others_from_it()
             world.kill(0);
         }
         world.run(Duration::from_secs(60));
-        assert!(world.hosts[1].member.reluctant, "{}", world.story());
+        assert!(world.hosts[1].member.reluctant.is_some(), "{}", world.story());
         assert_eq!((world.masters(), world.state().phase), (vec![2], Phase::Done), "{}", world.story());
         world.hosts[1].refuses = |_| false;
         world.hosts[0].agent = true;
