@@ -78,7 +78,7 @@ struct World {
     before_handover: Option<ZNode>,
     /// What the first host's server of the registry still shows as `state`.
     lagging: Option<ZNode>,
-    /// Changes of a node with one of these fields are refused.
+    /// Changes of a node with one of these fields, or words, are refused.
     refused: &'static [&'static str],
     /// Nodes whose paths end so are not to be removed.
     undeletable: Option<&'static str>,
@@ -571,7 +571,7 @@ impl World {
 
 fn has(content: &[u8], field: &str) -> bool {
     let text = String::from_utf8_lossy(content);
-    text.contains(&format!("\"{field}\":"))
+    text.contains(&format!("\"{field}\":")) || text.contains(&format!(":\"{field}\""))
 }
 
 #[test]
@@ -940,6 +940,118 @@ fn a_forced_target_that_does_not_take_the_order_lets_others_go_first_and_is_trie
         world.check(1);
         assert!(world.state().outcome.unwrap().done);
     }
+}
+
+#[test]
+fn a_force_that_cannot_be_carried_out_does_not_keep_another_one_out() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    for i in [1, 2] {
+        world.hosts[i].server.priority = 0;
+    }
+    world.hosts[1].refuses = |order| *order == Order::Promote;
+    world.kill(0);
+    world.run(Duration::from_secs(3));
+    world.wish(2, Wish::Force { to: Some(address(1)), id: "w1".into() });
+    world.run(Duration::from_secs(6));
+    assert_eq!((world.masters(), world.state().phase), (vec![], Phase::Promoting), "{}", world.story());
+    world.wish(2, Wish::Force { to: Some(address(2)), id: "w2".into() });
+    world.run(timing().session + Duration::from_secs(20));
+    assert_eq!((world.masters(), world.state().phase), (vec![2], Phase::Done), "{}", world.story());
+    assert_eq!(world.state().outcome.map(|outcome| (outcome.id, outcome.done)), Some(("w2".into(), true)));
+}
+
+#[test]
+fn a_force_to_one_for_which_nobody_speaks_is_refused() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.expire(1);
+    let now = world.now();
+    let wish = Wish::Force { to: Some(address(1)), id: "w".into() };
+    let why = world.hosts[2].member.wish(now, wish).unwrap_err();
+    assert!(why.ends_with("no agent speaks for it"), "{why}");
+}
+
+#[test]
+fn a_replica_that_takes_no_order_at_all_is_left_alone() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].refuses = |order| matches!(order, Order::Promote | Order::Fence { .. });
+    world.kill(0);
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.masters(), [2], "{}", world.story());
+    assert!(world.hosts[1].server.up && world.hosts[1].member.reluctant.is_some(), "{}", world.story());
+}
+
+#[test]
+fn one_that_did_not_take_the_order_once_does_not_wait_for_members_that_are_out() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].refuses = |order| *order == Order::Promote;
+    world.wish(0, Wish::Switchover { to: Some(address(1)), id: "w".into() });
+    world.run(Duration::from_secs(10));
+    world.check(0);
+    world.hosts[1].refuses = |_| false;
+    world.kill(0);
+    world.run(Duration::from_millis(100));
+    assert_eq!((world.masters(), world.state().phase), (vec![1], Phase::Done), "{}", world.story());
+}
+
+#[test]
+fn a_lock_without_a_master_is_told_of_where_nothing_can_be_written() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.refused = &["epoch"];
+    world.kill(0);
+    world.run(timing().session * 3);
+    assert!(world.hosts[1].alerts.contains(&"shard-no-master"), "{:?}", world.hosts[1].alerts);
+    world.refused = &[];
+    world.run(timing().session);
+    world.check(1);
+    assert!(!world.hosts[1].alerts.contains(&"shard-no-master"), "{:?}", world.hosts[1].alerts);
+}
+
+#[test]
+fn a_master_that_may_not_say_that_it_stepped_down_goes_on() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Force { to: None, id: "w0".into() });
+    world.settle();
+    world.check(1);
+    world.hosts[0].member.wish = None;
+    world.refused = &["released"];
+    world.wish(0, Wish::Force { to: Some(address(0)), id: "w".into() });
+    world.run(Duration::from_secs(10));
+    assert!(!world.hosts[1].server.paused, "{}", world.story());
+    world.check(1);
+    assert!(world.state().outcome.is_some_and(|outcome| outcome.id == "w" && !outcome.done));
+}
+
+#[test]
+fn what_was_said_while_the_master_had_no_lock_does_not_count_once_it_has_it() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(timing().session);
+    for i in [1, 2] {
+        world.hosts[i].server.priority = 0;
+    }
+    // It goes on without a registry: all follow. Its session ends, and it comes back.
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.expire(0);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.hosts[1].member.round, 4, "{}", world.story());
+    world.connect(0);
+    world.run(Duration::from_secs(3));
+    world.check(0);
+    assert_eq!((world.state().epoch, world.hosts[1].member.round), (1, 0), "{}", world.story());
 }
 
 #[test]
