@@ -314,6 +314,7 @@ impl Member {
             return self.give_up("no fencer stands by".to_owned());
         }
         debug_assert!(self.lock_session.is_some(), "promotion without the lock");
+        self.reluctant = None;
         self.enter(Stage::Promoting);
         if self.role() == Role::Master {
             // It is one already: the first master of a shard, or one from before its agent was started again.
@@ -340,7 +341,8 @@ impl Member {
         let why =
             if let Ordered::Failed(why) = ordered { why.as_str() } else { "its engine cannot be promoted" };
         self.note_reluctance(why);
-        // Whether it is a master now is to be seen.
+        // Whether it is a master now is to be seen; if so, since just now.
+        self.heirs_since = self.now.at;
         self.order(Order::Inspect);
     }
 
@@ -384,19 +386,19 @@ impl Member {
                 self.why == Change::Death && (state.replid == view.replid2 || state.replid == view.replid);
             self.lost_bytes = known.then(|| u64::try_from(state.offset - view.offset).unwrap_or(0));
         }
-        let outcome = match (&state.handover, &state.intent) {
-            (Some(handover), _) => Some((handover.id.clone(), "no acknowledged write was lost".to_owned())),
-            (None, Some(intent)) => {
-                Some((intent.id.clone(), "by force: writes may have been lost".to_owned()))
-            }
-            (None, None) => None,
-        };
-        let outcome = outcome.map(|(id, how)| Outcome {
-            id,
+        let done = |id: &String, how: &str| Outcome {
+            id: id.clone(),
             done: true,
             text: format!("{} is the master: {how}", self.plan.address),
             paused_ms: None,
-        });
+        };
+        let outcome = match (&state.handover, &state.intent) {
+            (Some(handover), _) => Some(done(&handover.id, "no acknowledged write was lost")),
+            (None, Some(intent)) if intent.to == self.plan.address => {
+                Some(done(&intent.id, "by force: writes may have been lost"))
+            }
+            (None, _) => self.failed_change(&state),
+        };
         let next = ShardState {
             phase: Phase::Done,
             since_ms: self.now.unix_ms,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 use crate::{
-    core::failover::{HistoryEntry, Replica, Timing, shard::decode},
+    core::failover::{HistoryEntry, IntentKind, Replica, Timing, shard::decode},
     shell::registry::{Answer, Found, Mode, Request},
 };
 
@@ -44,6 +44,8 @@ struct Host {
     fed: bool,
     /// Its server tells nothing of itself.
     mute: bool,
+    /// What its server answers to the order to be a master is not heard.
+    unheard: bool,
     /// What its server does not take.
     refuses: fn(&Order) -> bool,
     /// Its server gets nothing of what its master writes.
@@ -153,6 +155,7 @@ impl World {
             linked: true,
             fed: false,
             mute: false,
+            unheard: false,
             refuses: |_| false,
             stuck: false,
             doomed: false,
@@ -390,6 +393,9 @@ impl World {
                     (server.master, server.paused) = (true, true);
                     server.follows.clear();
                     server.replid2 = std::mem::replace(&mut server.replid, fresh);
+                }
+                if self.hosts[i].unheard {
+                    return Ordered::Failed("no answer in time".into());
                 }
             }
             Order::Follow { host, port, .. } => {
@@ -960,6 +966,38 @@ fn a_force_that_cannot_be_carried_out_does_not_keep_another_one_out() {
     world.run(timing().session + Duration::from_secs(20));
     assert_eq!((world.masters(), world.state().phase), (vec![2], Phase::Done), "{}", world.story());
     assert_eq!(world.state().outcome.map(|outcome| (outcome.id, outcome.done)), Some(("w2".into(), true)));
+}
+
+#[test]
+fn who_becomes_the_master_in_spite_of_another_wish_says_so() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    let member = &mut world.hosts[0].member;
+    let wish = Intent { id: "w".into(), kind: IntentKind::Force, to: address(2), by: address(1) };
+    let seen = member.know.state.seen.as_mut().unwrap();
+    let state = seen.content.take().unwrap();
+    seen.content = Some(ShardState { phase: Phase::Promoting, intent: Some(wish), ..state });
+    member.publish_master();
+    let written = member.out.iter().find_map(|command| match command {
+        Command::Request(_, Request::Write { content, .. }) => decode::<ShardState>(content),
+        _ => None,
+    });
+    let outcome = written.and_then(|state| state.outcome).unwrap();
+    assert!(!outcome.done && outcome.id == "w", "{outcome:?}");
+}
+
+#[test]
+fn a_new_master_whose_order_seemed_to_fail_has_its_siblings_for_heirs() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(timing().session);
+    world.hosts[1].unheard = true;
+    world.hosts[2].agent = false;
+    world.kill(0);
+    world.run(Duration::from_millis(1200));
+    assert_eq!((world.masters(), world.state().phase), (vec![1], Phase::Done), "{}", world.story());
+    assert_eq!(world.state().heirs, [address(2)], "{}", world.story());
 }
 
 #[test]
