@@ -361,7 +361,12 @@ impl World {
         let lag = state.offset.max(self.best_offset(&state.replid)) - redis.data.offset;
         let same = state.replid == format!("{:08x}", redis.data.id);
         let behind = same && u64::try_from(lag).unwrap_or(0) > self.hosts[host].plan.max_lag;
-        self.has_data(host, state) && !after && !behind && !self.is_refused(host, &Order::Promote)
+        // Whoever lags behind one that cannot be made a master is not made one in its stead.
+        let refuses = |h: usize| self.is_refused(h, &Order::Promote);
+        let ahead = (0..self.hosts.len()).filter(|h| refuses(*h) && self.has_data(*h, state));
+        let ahead = ahead.map(|h| self.hosts[h].redis.data.offset - redis.data.offset).max().unwrap_or(0);
+        let behind = behind || u64::try_from(ahead).unwrap_or(0) > self.hosts[host].plan.max_lag;
+        self.has_data(host, state) && !after && !behind && !refuses(host)
     }
 
     fn has_data(&self, host: usize, state: &ShardState) -> bool {

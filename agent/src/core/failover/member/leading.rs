@@ -156,12 +156,16 @@ impl Member {
                 let heirs = self.heirs(&[]);
                 self.put_state(Purpose::Solo, ShardState { solo: true, heirs, ..self.with_figures(state) });
             }
-        } else if self.guard != Some(least) {
-            if now && !self.is_ordered(&order) {
-                self.order(order);
-            }
-        } else if !forget && self.writing.is_none() {
-            let (solo, heirs) = (state.solo && short, self.heirs(&state.heirs));
+            return;
+        }
+        let settled = self.guard == Some(least);
+        if !settled && now && !self.is_ordered(&order) {
+            self.order(order);
+        }
+        // One that does not take the order may take writes alone, whatever it was told.
+        let refuses = self.closed.is_some();
+        if (settled || refuses) && !forget && self.writing.is_none() {
+            let (solo, heirs) = (state.solo && (short || refuses), self.heirs(&state.heirs));
             // What was refused may be needed no more: that it would not be refused any more is to be known all the same.
             if (solo, &heirs) != (state.solo, &state.heirs) || self.refused.contains("state") {
                 let next = ShardState { solo, heirs, ..self.with_figures(state) };

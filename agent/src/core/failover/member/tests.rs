@@ -1001,6 +1001,28 @@ fn a_new_master_whose_order_seemed_to_fail_has_its_siblings_for_heirs() {
 }
 
 #[test]
+fn who_lacks_what_a_master_takes_alone_is_recorded_also_where_its_server_refuses_the_order() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.kill(1);
+    world.run(Duration::from_secs(10));
+    assert!(world.state().solo && world.state().heirs.is_empty(), "{}", world.story());
+    world.hosts[0].refuses = is_unfence;
+    world.restart(1);
+    world.run(Duration::from_secs(10));
+    assert_eq!((world.state().solo, world.state().heirs), (true, vec![address(1)]), "{}", world.story());
+    world.kill(1);
+    world.run(Duration::from_secs(10));
+    assert_eq!((world.state().solo, world.state().heirs), (true, vec![]), "{}", world.story());
+    world.hosts[0].refuses = |_| false;
+    world.restart(1);
+    world.settle();
+    world.check(0);
+    assert!(!world.state().solo, "{:?}", world.state());
+}
+
+#[test]
 fn a_force_to_one_for_which_nobody_speaks_is_refused() {
     let mut world = World::new(&[0, 0, 0]);
     world.write(0, 3);
