@@ -55,6 +55,8 @@ impl Member {
         self.lease_until = None;
         self.failsafe_until = None;
         self.paused_writes = None;
+        // What waits was decided while there was a lease.
+        self.queued.retain(|order| !matches!(order, Order::Promote | Order::Unfence { .. }));
         self.enter(Stage::Fenced);
         if self.plan.fencing && self.life == Life::Up {
             self.fire(

@@ -1531,6 +1531,17 @@ fn an_agent_that_starts_again_takes_its_own_past_over() {
 }
 
 #[test]
+fn what_waits_to_be_ordered_ends_with_the_lease() {
+    let mut world = World::new(&[0, 0]);
+    let member = &mut world.hosts[0].member;
+    member.plan.fencing = false;
+    member.running = Some(Order::Inspect);
+    member.queued = [Order::Promote, Order::Unfence { min_replicas: 0 }].into();
+    member.lose_lease("its lease ran out");
+    assert!(member.queued.is_empty(), "{:?}", member.queued);
+}
+
+#[test]
 fn what_was_said_before_a_master_was_published_does_not_count_after_it() {
     let mut world = World::new(&[0, 0, 0]);
     world.write(0, 3);
