@@ -51,6 +51,8 @@ enum Kind {
     Refuses,
     /// The registry refuses changes.
     Denies,
+    /// Somebody removes the lock by hand.
+    Unlocks,
 }
 
 use Kind::*;
@@ -150,6 +152,8 @@ const AT_A_STEP: &[Kind] = &[
 
 /// In a hundred schedules, so many have somebody that refuses what it is asked for.
 const REFUSES: u64 = 30;
+/// In so many the lock is removed by hand.
+const UNLOCKS: u64 = 10;
 
 /// A step of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,6 +271,11 @@ impl World {
             let kind = if dice.percent(75) { Refuses } else { Denies };
             let (at, long) = (dice.within(0..until), dice.within(SECOND..6 * session));
             self.plan_fault(at, Fault::new(kind, long, None, None));
+        }
+        if dice.percent(UNLOCKS) {
+            let step = dice.percent(50).then(|| (dice.pick(STEPS).unwrap_or(Step::Any), 0));
+            let at = dice.within(0..until);
+            self.plan_fault(at, Fault::new(Unlocks, 0, step, None));
         }
     }
 
@@ -400,6 +409,23 @@ impl World {
             Denies => {
                 let both = [vec!["/state"], vec!["/lock"], vec!["/lock", "/state"]];
                 self.zoo.denied = (t + long, self.dice.pick(&both).unwrap_or_default());
+                if self.zoo.denied.1.contains(&"/lock") && self.dice.percent(50) {
+                    self.faults.all.push(Fault::new(Unlocks, 0, None, None));
+                    let after = self.dice.within(0..long);
+                    self.later(after, Happening::Strikes(self.faults.all.len() - 1));
+                }
+            }
+            Unlocks => {
+                self.remove_lock();
+                // Often that is not the only thing to go wrong.
+                if self.dice.percent(50) {
+                    let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
+                    let kind = self.dice.pick(&[StopAgent, KillAgent, CutAll, CutRegistry]).unwrap_or(CutAll);
+                    let long = self.dice.within(SECOND..2 * session);
+                    self.faults.all.push(Fault::new(kind, long, None, None));
+                    let after = self.dice.within(0..2 * session);
+                    self.later(after, Happening::Strikes(self.faults.all.len() - 1));
+                }
             }
             Slow => self.slow(host, long / 20, long / 20),
             SlowCut => {

@@ -412,6 +412,14 @@ impl World {
         }
     }
 
+    /// By an operator, who may do all.
+    pub(super) fn remove_lock(&mut self) {
+        let path = self.zoo.path(&self.hosts[0].plan.path("lock"));
+        if self.zoo.up && self.zoo.node(0, path).is_some() {
+            self.commit(Txn::Delete { path });
+        }
+    }
+
     fn create(&mut self, path: usize, content: Rc<[u8]>, owner: i64) {
         if let Some(parent) = self.zoo.paths[path].parent.filter(|parent| self.zoo.node(0, *parent).is_none())
         {

@@ -232,12 +232,18 @@ impl Member {
                 // The session in which we held the lock has ended.
                 self.lock_session = None;
                 self.lease_until = None;
-            } else if let Some(sent) = facts.acknowledged.filter(|_| news) {
+            } else if let Some(sent) = facts.acknowledged.filter(|_| news && self.sees_its_lock(session)) {
                 self.extend_lease(sent, facts.timeout);
             }
         }
         self.session = facts.or_else(|| self.session.take());
         self.tell_lease();
+    }
+
+    /// A session says nothing of a lock that was removed by hand: the others wait from then on, not from its end.
+    fn sees_its_lock(&self, session: i64) -> bool {
+        let lock = &self.know.lock;
+        lock.fresh && lock.seen.as_ref().is_some_and(|seen| seen.owner == session)
     }
 
     fn tell_lease(&mut self) {

@@ -82,8 +82,8 @@ struct World {
     lagging: Option<ZNode>,
     /// Changes of a node with one of these fields, or words, are refused.
     refused: &'static [&'static str],
-    /// Nodes whose paths end so are not to be removed.
-    undeletable: Option<&'static str>,
+    /// Nodes whose paths end so are neither to be made nor to be removed.
+    forbidden: Option<&'static str>,
     /// No history has a name.
     nameless: bool,
 }
@@ -181,7 +181,7 @@ impl World {
             before_handover: None,
             lagging: None,
             refused: &[],
-            undeletable: None,
+            forbidden: None,
             nameless: false,
         };
         for i in 0..world.hosts.len() {
@@ -334,6 +334,11 @@ impl World {
                 }
                 Answer::Node(self.nodes.get(&path).map(found))
             }
+            Request::Create { path, .. } | Request::Delete { path, .. }
+                if self.forbidden.is_some_and(|end| path.ends_with(end)) =>
+            {
+                Answer::Refused("NoAuth".into())
+            }
             Request::Create { path, .. } if self.nodes.contains_key(&path) => Answer::Exists,
             Request::Create { path, node } => {
                 let owner = if node.mode == Mode::Ephemeral { self.hosts[i].session } else { 0 };
@@ -354,9 +359,6 @@ impl World {
                 }
                 _ => Answer::Stale,
             },
-            Request::Delete { path, .. } if self.undeletable.is_some_and(|end| path.ends_with(end)) => {
-                Answer::Refused("NoAuth".into())
-            }
             Request::Delete { path, .. } => {
                 let there = self.nodes.remove(&path).is_some();
                 self.changed(&path);
@@ -1119,7 +1121,7 @@ fn a_lock_that_may_not_be_removed_is_told_of() {
     let mut world = World::new(&[0, 0, 0]);
     world.write(0, 5);
     world.run(Duration::from_secs(6));
-    world.undeletable = Some("/lock");
+    world.forbidden = Some("/lock");
     world.kill(0);
     world.run(Duration::from_secs(10));
     assert!(world.hosts[0].alerts.contains(&"shard-refused"), "{:?}", world.hosts[0].alerts);
@@ -1129,7 +1131,7 @@ fn a_lock_that_may_not_be_removed_is_told_of() {
     for host in &world.hosts[1..] {
         assert!(host.alerts.contains(&"shard-no-master"), "{:?}", host.alerts);
     }
-    world.undeletable = None;
+    world.forbidden = None;
     world.settle();
     world.restart(0);
     world.settle();
@@ -1137,6 +1139,38 @@ fn a_lock_that_may_not_be_removed_is_told_of() {
     for host in &world.hosts {
         assert!(!host.alerts.iter().any(|alert| ["shard-refused", "shard-no-master"].contains(alert)));
     }
+}
+
+#[test]
+fn a_master_whose_lock_was_removed_has_no_longer_lease_until_it_has_it_again() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    let lock = format!("{SHARD}/lock");
+    world.nodes.remove(&lock);
+    world.changed(&lock);
+    world.run(timing().session * 2);
+    world.check(0);
+    world.forbidden = Some("/lock");
+    world.nodes.remove(&lock);
+    world.changed(&lock);
+    world.run(timing().session * 2);
+    world.check(0);
+    assert!(world.hosts[0].alerts.contains(&"shard-refused"), "{:?}", world.hosts[0].alerts);
+    // All that kept it from its fence was that its replica follows.
+    world.kill(1);
+    world.run(Duration::from_secs(5));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    world.run(timing().session * 2);
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    let refused = world.hosts[0].log.iter().filter(|line| line.contains("the registry refuses")).count();
+    assert!((90..140).contains(&refused), "once a beat: {refused}");
+    world.forbidden = None;
+    world.restart(1);
+    world.settle();
+    let leader = usize::from(world.state().master == address(1));
+    world.check(leader);
+    assert!(world.hosts[0].alerts.is_empty(), "{:?}", world.hosts[0].alerts);
 }
 
 #[test]
@@ -1316,7 +1350,7 @@ fn a_pause_that_is_over_is_over_although_it_could_not_be_removed() {
     world.write(0, 5);
     let pause = Wish::Pause { long: Duration::from_secs(20), reason: "work".into(), host: false };
     world.wish(1, pause);
-    world.undeletable = Some("/pause");
+    world.forbidden = Some("/pause");
     world.run(Duration::from_secs(25));
     for i in [0, 1] {
         world.hosts[i].linked = false;
