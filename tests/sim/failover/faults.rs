@@ -458,12 +458,11 @@ impl World {
         self.later(long, Happening::Heals(index));
     }
 
-    /// A client forgets its session. No registry ends one early; that of a host that holds the lock lives on until its
-    /// time is over.
+    /// A client forgets its session. No registry ends one early; that of a host that holds the lock, or was
+    /// robbed of it, lives on until its time is over.
     fn lose_session(&mut self, host: usize) {
         let lock = self.hosts[host].plan.path("lock");
-        let holds = self.zoo.owner(&lock).and_then(|session| self.zoo.host_of_session(session)) == Some(host);
-        if !holds {
+        if !self.zoo.had_the_lock(host, &lock) {
             return self.expire_host(host);
         }
         if let Some(agent) = &mut self.hosts[host].agent {

@@ -105,6 +105,8 @@ struct Session {
     heard: Micros,
     host: usize,
     alive: bool,
+    /// It had the lock, and somebody removed it by hand.
+    robbed: bool,
 }
 
 #[derive(Debug)]
@@ -180,6 +182,13 @@ impl Ensemble {
     pub(super) fn host_of_session(&self, session: i64) -> Option<usize> {
         let index = usize::try_from(session).ok()?.checked_sub(1)?;
         self.sessions.get(index).map(|session| session.host)
+    }
+
+    /// A session of the host has the lock, or had it until somebody removed it.
+    pub(super) fn had_the_lock(&mut self, host: usize, lock: &str) -> bool {
+        let owner = self.owner(lock).and_then(|session| self.host_of_session(session));
+        let robbed = |session: &Session| session.alive && session.robbed && session.host == host;
+        owner == Some(host) || self.sessions.iter().any(robbed)
     }
 
     fn session(&mut self, id: i64) -> Option<&mut Session> {
@@ -299,7 +308,7 @@ impl World {
             return;
         }
         let session = if wanted == 0 {
-            self.zoo.sessions.push(Session { heard: t, host, alive: true });
+            self.zoo.sessions.push(Session { heard: t, host, alive: true, robbed: false });
             i64::try_from(self.zoo.sessions.len()).unwrap_or(0)
         } else {
             // An older connection of the session is of no use any more.
@@ -415,9 +424,13 @@ impl World {
     /// By an operator, who may do all.
     pub(super) fn remove_lock(&mut self) {
         let path = self.zoo.path(&self.hosts[0].plan.path("lock"));
-        if self.zoo.up && self.zoo.node(0, path).is_some() {
-            self.commit(Txn::Delete { path });
+        let Some(owner) = self.zoo.node(0, path).map(|node| node.owner).filter(|_| self.zoo.up) else {
+            return;
+        };
+        if let Some(session) = self.zoo.session(owner) {
+            session.robbed = true;
         }
+        self.commit(Txn::Delete { path });
     }
 
     fn create(&mut self, path: usize, content: Rc<[u8]>, owner: i64) {
