@@ -1,0 +1,199 @@
+//! What an operator wants: switchovers, forced failovers, pauses.
+
+use super::*;
+
+#[test]
+fn a_force_that_cannot_be_carried_out_does_not_keep_another_one_out() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    for i in [1, 2] {
+        world.hosts[i].server.priority = 0;
+    }
+    world.hosts[1].refuses = |order| *order == Order::Promote;
+    world.kill(0);
+    world.run(Duration::from_secs(3));
+    world.wish(2, Wish::Force { to: Some(address(1)), id: "w1".into() });
+    world.run(Duration::from_secs(6));
+    assert_eq!((world.masters(), world.state().phase), (vec![], Phase::Promoting), "{}", world.story());
+    world.wish(2, Wish::Force { to: Some(address(2)), id: "w2".into() });
+    world.run(timing().session + Duration::from_secs(20));
+    assert_eq!((world.masters(), world.state().phase), (vec![2], Phase::Done), "{}", world.story());
+    assert_eq!(world.state().outcome.map(|outcome| (outcome.id, outcome.done)), Some(("w2".into(), true)));
+}
+
+#[test]
+fn who_becomes_the_master_in_spite_of_another_wish_says_so() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    let member = &mut world.hosts[0].member;
+    let wish = Intent { id: "w".into(), kind: IntentKind::Force, to: address(2), by: address(1) };
+    let seen = member.know.state.seen.as_mut().unwrap();
+    let state = seen.content.take().unwrap();
+    seen.content = Some(ShardState { phase: Phase::Promoting, intent: Some(wish), ..state });
+    member.publish_master();
+    let written = member.out.iter().find_map(|command| match command {
+        Command::Request(_, Request::Write { content, .. }) => decode::<ShardState>(content),
+        _ => None,
+    });
+    let outcome = written.and_then(|state| state.outcome).unwrap();
+    assert!(!outcome.done && outcome.id == "w", "{outcome:?}");
+}
+
+#[test]
+fn a_force_to_one_for_which_nobody_speaks_is_refused() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.expire(1);
+    let now = world.now();
+    let wish = Wish::Force { to: Some(address(1)), id: "w".into() };
+    let why = world.hosts[2].member.wish(now, wish).unwrap_err();
+    assert!(why.ends_with("no agent speaks for it"), "{why}");
+}
+
+#[test]
+fn a_master_that_may_have_handed_over_does_not_go_on_without_a_registry() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.cut_after_handover = true;
+    world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+    assert_eq!(world.state().phase, Phase::Promoting, "{}", world.story());
+    world.run(Duration::from_secs(25));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+}
+
+#[test]
+fn a_registry_that_lags_behind_does_not_let_writes_in_after_a_handover() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.cut_after_handover = true;
+    let path = format!("{SHARD}/state");
+    world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+    let before = world.before_handover.take().unwrap();
+    world.lagging = Some(before);
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    world.run(Duration::from_secs(1));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    assert_eq!(world.state().phase, Phase::Promoting, "{}", world.story());
+    world.lagging = None;
+    world.changed(&path);
+    world.run(Duration::from_secs(1));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    world.hosts[1].agent = true;
+    world.give(1, Input::Changed { path: path.clone() });
+    world.give(1, Input::Changed { path: format!("{SHARD}/lock") });
+    world.settle();
+    world.check(1);
+    assert_eq!(world.hosts[1].server.keys, 5);
+}
+
+#[test]
+fn force_moves_a_master_that_tells_nothing_whatever_waits() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: Some(address(1)), id: "w1".into() });
+    world.run(Duration::from_millis(500));
+    world.wish(1, Wish::Force { to: Some(address(1)), id: "w2".into() });
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.state().master, address(1), "{}", world.story());
+    assert!(world.hosts[0].server.paused || !world.hosts[0].server.up, "{}", world.story());
+}
+
+#[test]
+fn a_switchover_of_a_master_that_tells_nothing_is_refused() {
+    let mut world = World::new(&[0, 0]);
+    world.run(Duration::from_secs(6));
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: Some(address(1)), id: "w1".into() });
+    world.run(Duration::from_secs(5));
+    let outcome = world.state().outcome.unwrap();
+    assert!(!outcome.done && outcome.text.contains("does not tell"), "{outcome:?}");
+    assert_eq!(world.state().intent, None);
+}
+
+#[test]
+fn a_switchover_hands_over_by_name() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: Some(address(2)), id: "w1".into() });
+    assert!(world.told("switchover"), "{}", world.story());
+    world.run(Duration::from_secs(2));
+    world.check(2);
+    assert!(!world.hosts[0].alerts.contains(&"switchover"), "{:?}", world.hosts[0].alerts);
+    let outcome = world.state().outcome.unwrap();
+    assert!(outcome.done && outcome.paused_ms.is_some(), "{outcome:?}\n{}", world.story());
+}
+
+#[test]
+fn a_target_that_fails_gives_the_shard_back() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 3);
+    world.run(Duration::from_secs(6));
+    world.hosts[2].agent = false;
+    world.wish(0, Wish::Switchover { to: Some(address(2)), id: "w1".into() });
+    world.run(Duration::from_secs(6));
+    world.hosts[2].agent = true;
+    let outcome = world.state().outcome.unwrap();
+    assert!(!outcome.done, "{outcome:?}\n{}", world.story());
+    world.check(0);
+}
+
+#[test]
+fn force_takes_a_stale_replica() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.kill(1);
+    world.run(Duration::from_secs(10));
+    world.write(0, 5);
+    world.restart(1);
+    world.hosts[1].server.follows = "127.0.0.1:1".into();
+    world.kill(0);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.masters(), Vec::<usize>::new());
+    world.wish(1, Wish::Force { to: Some(address(1)), id: "w".into() });
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+    world.restart(0);
+    world.settle();
+    world.check(1);
+}
+
+#[test]
+fn force_moves_a_living_master() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Force { to: None, id: "w".into() });
+    world.settle();
+    world.check(1);
+    assert!(world.state().outcome.unwrap().done);
+}
+
+#[test]
+fn in_a_pause_nothing_is_switched_and_the_lease_goes_on() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    let pause = Wish::Pause { long: Duration::from_secs(60), reason: "work".into(), host: false };
+    world.wish(1, pause);
+    world.run(Duration::from_secs(25));
+    world.check(0);
+    world.kill(0);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.masters(), [1], "{}", world.story());
+}
