@@ -36,6 +36,8 @@ pub(super) struct Checks {
     pub(super) violation: Option<String>,
     pub(super) published: Option<Published>,
     pub(super) state: Option<ShardState>,
+    /// The last planned switchover that was not carried out: who handed over, its process, and when.
+    handed: Option<(usize, u32, Micros)>,
     /// Who was being made the master since the last one was published, as bits, and whose server cannot be made one that
     /// takes no writes: no client knows of them.
     coming: u32,
@@ -109,6 +111,7 @@ impl World {
                 return self.violate(format!("epoch {} has two masters", state.epoch));
             }
         }
+        self.check_handover(&state, last.as_ref());
         self.note_heirs(&state);
         let makes = state.phase == Phase::Promoting && self.setting.old;
         if let Some(host) = self.host_of(&state.master).filter(|_| makes) {
@@ -118,6 +121,30 @@ impl World {
         if state.phase == Phase::Done && state.epoch != known {
             self.published(&state, last.as_ref());
         }
+    }
+
+    /// Whoever handed over in vain takes its place again: nobody else is made the master instead while it lives.
+    fn check_handover(&mut self, state: &ShardState, last: Option<&ShardState>) {
+        if last.is_some_and(|last| last.epoch == state.epoch) {
+            return;
+        }
+        let in_vain = last.is_some_and(|last| last.handover.is_some() && last.phase == Phase::Promoting);
+        let stands =
+            state.phase == Phase::Promoting && state.handover.is_none() && !is_forced(state) && in_vain;
+        if let Some((from, pid, at)) = self.checks.handed.take().filter(|_| stands) {
+            let node = self.hosts[from].plan.path(&format!("members/{}", self.hosts[from].plan.address));
+            let lives = self.hosts[from].redis.pid == pid && self.zoo.owner(&node).is_some();
+            if lives && self.t < at + micros(self.setting.timing.session) {
+                return self.violate(format!(
+                    "{} stands although host {from} lives, which handed over",
+                    state.master
+                ));
+            }
+        }
+        // What was written late may be of a server that is gone.
+        let handed = |from: &usize| state.handover.is_some() && self.hosts[*from].redis.is_master();
+        let from = self.host_of(&state.from).filter(handed);
+        self.checks.handed = from.map(|from| (from, self.hosts[from].redis.pid, self.t));
     }
 
     /// Who came to have everything may be promoted from then on.

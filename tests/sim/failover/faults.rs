@@ -415,18 +415,7 @@ impl World {
                     self.later(after, Happening::Strikes(self.faults.all.len() - 1));
                 }
             }
-            Unlocks => {
-                self.remove_lock();
-                // Often that is not the only thing to go wrong.
-                if self.dice.percent(50) {
-                    let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
-                    let kind = self.dice.pick(&[StopAgent, KillAgent, CutAll, CutRegistry]).unwrap_or(CutAll);
-                    let long = self.dice.within(SECOND..2 * session);
-                    self.faults.all.push(Fault::new(kind, long, None, None));
-                    let after = self.dice.within(0..2 * session);
-                    self.later(after, Happening::Strikes(self.faults.all.len() - 1));
-                }
-            }
+            Unlocks => self.unlock(),
             Slow => self.slow(host, long / 20, long / 20),
             SlowCut => {
                 let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
@@ -456,6 +445,28 @@ impl World {
             }
         }
         self.later(long, Happening::Heals(index));
+    }
+
+    /// Somebody removes the lock. Often that is not the only thing to go wrong, before it or after it.
+    fn unlock(&mut self) {
+        if self.dice.percent(50) {
+            return self.remove_lock();
+        }
+        let session = u64::try_from(self.setting.timing.session.as_micros()).unwrap_or(SECOND);
+        let kinds = [StopAgent, StickAgent, KillAgent, CutAll, CutRegistry];
+        let kind = self.dice.pick(&kinds).unwrap_or(CutAll);
+        let long = self.dice.within(SECOND..2 * session);
+        self.faults.all.push(Fault::new(kind, long, None, None));
+        let other = self.faults.all.len() - 1;
+        if self.dice.percent(50) {
+            let after = self.dice.within(0..2 * session);
+            self.later(after, Happening::Strikes(other));
+            return self.remove_lock();
+        }
+        self.later(0, Happening::Strikes(other));
+        self.faults.all.push(Fault::new(Unlocks, 0, None, None));
+        let after = self.dice.within(0..session / 2);
+        self.later(after, Happening::Strikes(other + 1));
     }
 
     /// A client forgets its session. No registry ends one early; that of a host that holds the lock, or was

@@ -221,8 +221,8 @@ pub struct Member {
     free: bool,
     /// How far the data was when it was last seen, and its keys.
     last_figures: Option<(i64, u64)>,
-    /// A wish that is to be written into `state`.
-    wish: Option<Intent>,
+    /// A wish that is to be written into `state`, and when it came.
+    wish: Option<(Intent, Instant)>,
     /// What became of a wish that never came into `state`.
     unheard: Option<Outcome>,
     /// The wish for which our server is looked at, by its id, and since when.
@@ -332,6 +332,13 @@ impl Member {
         self.now = now;
         self.hurry = None;
         self.watch_clock();
+        if late {
+            // What its session heard meanwhile says nothing of a lock that was removed meanwhile.
+            self.know.lock.doubt();
+            if self.connected {
+                self.read_what_is_unknown();
+            }
+        }
         self.take(input);
         self.read_again();
         self.watch_lease();

@@ -63,7 +63,7 @@ impl Member {
         let vacant = self.connected && self.know.lock.fresh && self.know.lock.seen.is_none();
         let certain = self.life == Life::Dead || self.role() == Role::Replica;
         if let Some(state) = self.know.state().filter(|_| vacant && certain && self.know.state.fresh)
-            && state.master == self.plan.address
+            && (state.master == self.plan.address || self.handed_over_by_us(state))
             && state.phase != Phase::Released
         {
             self.round = state.next_round();
@@ -367,6 +367,7 @@ impl Member {
             return None;
         }
         let mut until = gone.max(self.rival_until(state).unwrap_or(gone));
+        until = until.max(self.former_until(state).unwrap_or(gone));
         if let Some(returned) = self.returned.filter(|_| state.master != self.plan.address) {
             until = until.max(returned + timing.session);
         }
@@ -384,7 +385,17 @@ impl Member {
         if state.phase == Phase::Released || state.master == self.plan.address {
             return None;
         }
-        let seen = self.know.members.get(&state.master)?.seen.as_ref()?;
+        self.claims_until(&state.master, state)
+    }
+
+    /// Rule 8: whoever handed over in vain has all that it took, and takes its place again. Until when it may.
+    pub(super) fn former_until(&self, state: &ShardState) -> Option<Instant> {
+        let former = (state.phase == Phase::Promoting && state.handover.is_some()).then_some(&state.from);
+        self.claims_until(former.filter(|former| **former != self.plan.address)?, state)
+    }
+
+    fn claims_until(&self, address: &str, state: &ShardState) -> Option<Instant> {
+        let seen = self.know.members.get(address)?.seen.as_ref()?;
         let stands = seen.content.as_ref().is_some_and(|node| node.round == state.next_round());
         (!stands).then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
     }
@@ -573,6 +584,14 @@ impl Member {
                 && state.handover.is_some()
                 && self.declined != Some(state.epoch)
         })
+    }
+
+    /// It looks whether it has all by now.
+    pub(super) fn is_taking_over(&self) -> bool {
+        let epoch = self.know.state().map(|state| state.epoch);
+        let waits =
+            |(of, since): (u64, Instant)| Some(of) == epoch && self.now.at < since + self.handover_limit();
+        self.connected && self.is_offered() && self.offered.is_some_and(waits)
     }
 
     fn take_offer(&mut self, state: &ShardState) {

@@ -257,10 +257,13 @@ impl Member {
             self.enter(Stage::Leading);
             return self.let_writes_in();
         }
-        if !self.is_informed() || self.view.is_none() || !self.may_retry() {
+        if !self.is_informed() || !self.may_retry() {
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.enter(Stage::Following) };
+        if self.view.is_none() {
+            return self.give_up_blindly(&state);
+        }
         let ours =
             state.master == self.plan.address && state.phase != Phase::Released && state.handover.is_none();
         let lock = self.know.lock.seen.as_ref().map(|seen| seen.owner);
@@ -277,6 +280,20 @@ impl Member {
                 self.enter(Stage::Locking);
                 self.take_the_lock();
             }
+        }
+    }
+
+    /// Its server takes no writes and tells nothing: whether it could lead again nobody would know.
+    fn give_up_blindly(&mut self, state: &ShardState) {
+        let since = self.blind.get_or_insert_with(|| (self.now.at, state.heirs.clone())).0;
+        let fencing = self.is_ordered(&Order::Fence { long: FENCE_FOR });
+        if self.now.at >= since + HEIRS_FOR && !fencing {
+            self.say(
+                Level::Error,
+                "its server is fenced and tells nothing: it gives the shard up".to_owned(),
+            );
+            self.begun = self.now.at;
+            self.enter(Stage::Releasing);
         }
     }
 

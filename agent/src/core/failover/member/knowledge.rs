@@ -13,7 +13,7 @@ use crate::{
     core::{
         alert::Severity,
         failover::{
-            Agreement, Command, HistoryEntry, LockNode, MemberNode, Outcome, Planted, RequestId, ShardPlan,
+            Agreement, Command, HistoryEntry, LockNode, MemberNode, Planted, RequestId, ShardPlan,
             ShardState,
             shard::{HISTORY_AT_MOST, VERSION, decode, encode},
         },
@@ -342,7 +342,9 @@ impl Member {
                 Some("state") => self.know.state.doubt(),
                 Some("lock") => {
                     // It was gone: somebody has come, and may be gone again.
-                    self.taken |= self.know.lock.seen.is_none() && !self.is_locking();
+                    if self.know.lock.seen.is_none() && !self.is_locking() {
+                        (self.taken, self.vacant) = (true, None);
+                    }
                     self.know.lock.doubt();
                 }
                 Some("config") => self.know.config.doubt(),
@@ -371,7 +373,7 @@ impl Member {
             self.log(Level::Error, format!("the registry refuses {}: {why}", self.path_of(&asked)));
         }
         match (asked, answer) {
-            (Asked::State, Answer::Node(found)) => self.know.state.take(found),
+            (Asked::State, Answer::Node(found)) => self.take_state(found),
             (Asked::Lock, Answer::Node(found)) => self.take_lock(found),
             (Asked::Config, Answer::Node(found)) => {
                 self.know.config.take(found);
@@ -409,6 +411,15 @@ impl Member {
         }
     }
 
+    fn take_state(&mut self, found: Option<Found>) {
+        let epoch = self.know.state().map(|state| state.epoch);
+        self.know.state.take(found);
+        // Whoever changed it had the lock, however short.
+        if self.know.state().map(|state| state.epoch) != epoch {
+            self.vacant = self.vacant.map(|_| self.now.at);
+        }
+    }
+
     fn take_lock(&mut self, found: Option<Found>) {
         self.know.lock.take(found);
         let owner = self.know.lock.seen.as_ref().map(|seen| seen.owner);
@@ -425,7 +436,10 @@ impl Member {
             self.vacant.get_or_insert(self.now.at);
         }
         if owner.is_some() && owner == mine {
-            self.lock_is_ours();
+            // Not by an answer from before it changed.
+            if self.know.lock.fresh {
+                self.lock_is_ours();
+            }
         } else if owner.is_some() || !(self.stage.needs_lease() || self.is_asked(&Asked::TakeLock)) {
             self.lock_session = None;
         }
@@ -444,9 +458,8 @@ impl Member {
                 // What is refused now is refused in a moment as well: nobody is to ask at the registry's own pace.
                 self.know.state.hold();
                 self.reread = Some(self.now.at + self.plan.timing.beat);
-                if let Some(wish) = self.wish.take_if(|_| purpose == Purpose::Wish) {
-                    let text = format!("the registry refuses it: {why}");
-                    self.unheard = Some(Outcome { id: wish.id, done: false, text, paused_ms: None });
+                if let Some((wish, _)) = self.wish.take_if(|_| purpose == Purpose::Wish) {
+                    self.unheard(wish.id, format!("the registry refuses it: {why}"));
                 } else {
                     self.change_refused("state", why);
                 }

@@ -118,7 +118,7 @@ impl Member {
     fn cadence(&self) -> Duration {
         let beat = self.plan.timing.beat;
         match &self.stage {
-            Stage::Following if self.is_offered() => HANDOVER_LOOK,
+            Stage::Following if self.is_taking_over() => HANDOVER_LOOK,
             Stage::Following if self.view.is_some() && self.is_settled() => self.plan.timing.check,
             Stage::Leading if self.has_all_replicas() && !self.is_alone() => self.plan.timing.check,
             _ => beat,

@@ -116,6 +116,11 @@ impl Member {
             // The one that handed over to another takes its place again.
             Phase::Promoting if self.handed_over_by_us(&state) => self.take_back(&state),
             _ if !stood => self.give_up("it did not stand in this election".to_owned()),
+            _ if !self.is_forced_to_us(&state)
+                && self.former_until(&state).is_some_and(|until| self.now.at < until) =>
+            {
+                self.give_up(format!("{} takes its place again", state.from));
+            }
             _ => match self.unfit(Some(&state)).filter(|_| !self.is_forced_to_us(&state)) {
                 Some(why) => self.give_up(why),
                 None => self.announce(Some(&state)),
@@ -191,10 +196,11 @@ impl Member {
 
     /// A wish that came to nothing is answered by whoever takes over instead.
     fn failed_change(&self, state: &ShardState) -> Option<Outcome> {
-        let forced = |intent: &&Intent| intent.kind == IntentKind::Force && intent.to != self.plan.address;
-        let (id, to, how) = match (&state.handover, state.intent.as_ref().filter(forced)) {
+        let in_vain = |intent: &&Intent| !self.is_forced_to_us(state) || intent.kind != IntentKind::Force;
+        let (id, to, how) = match (&state.handover, state.intent.as_ref().filter(in_vain)) {
             (Some(handover), _) => (&handover.id, &state.master, "as planned"),
-            (None, Some(intent)) => (&intent.id, &intent.to, "by force"),
+            (None, Some(intent)) if intent.kind == IntentKind::Force => (&intent.id, &intent.to, "by force"),
+            (None, Some(intent)) => (&intent.id, &intent.to, "as planned"),
             (None, None) => return None,
         };
         let text = format!("{to} did not take over {how}: {} stands for master", self.plan.address);

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::{Asked, FENCE_FOR, Life, Member, Order, Phase, Purpose, Role, Scope, ShardState, Stage, split};
+use super::{
+    Asked, FENCE_FOR, Life, Member, Order, Phase, Purpose, Role, Scope, ShardState, Stage,
+    fencing::is_recent, split,
+};
 use crate::core::{
     alert::Severity,
     failover::{
@@ -79,7 +82,7 @@ impl Member {
             self.check_target(&state, &to)?;
         }
         self.unheard = None;
-        self.wish = Some(Intent { id, kind, to, by: self.plan.address.clone() });
+        self.wish = Some((Intent { id, kind, to, by: self.plan.address.clone() }, self.now.at));
         Ok(())
     }
 
@@ -128,19 +131,29 @@ impl Member {
 
     /// Writes the wish into `state`, as soon as that can be.
     pub(super) fn carry_wish(&mut self) {
-        let Some(wish) = self.wish.clone() else { return };
+        let Some((wish, since)) = self.wish.clone() else { return };
         if !self.connected || !self.know.state.fresh || self.writing.is_some() {
             return;
         }
         let Some(state) = self.know.state().cloned() else { return self.wish = None };
+        // It was written, and the answer to that lost.
+        let ids = [
+            state.intent.as_ref().map(|intent| &intent.id),
+            state.handover.as_ref().map(|handover| &handover.id),
+            state.outcome.as_ref().map(|outcome| &outcome.id),
+        ];
+        if ids.contains(&Some(&wish.id)) {
+            return self.wish = None;
+        }
+        if self.now.at >= since + self.plan.timing.session {
+            self.wish = None;
+            return self.unheard(wish.id, "the registry was not reached in time".to_owned());
+        }
         let waiting = state.intent.clone();
         let taken = waiting.as_ref().is_some_and(|intent| !wish.kind.overrides(intent, &state));
         if taken || self.is_changing(&state) {
             self.wish = None;
-            let text = "a change of the master is under way".to_owned();
-            self.unheard = Some(Outcome { id: wish.id, done: false, text, paused_ms: None });
-            return self
-                .log(Level::Warn, "the wish came too late: a change of the master is under way".to_owned());
+            return self.unheard(wish.id, "a change of the master is under way".to_owned());
         }
         let mut next = ShardState { intent: Some(wish), ..state };
         if let Some(plan) = waiting {
@@ -148,6 +161,12 @@ impl Member {
             next.outcome = Some(Outcome { id: plan.id, done: false, text, paused_ms: None });
         }
         self.put_state(Purpose::Wish, next);
+    }
+
+    /// A wish that never came into `state` is answered.
+    pub(super) fn unheard(&mut self, id: String, why: String) {
+        self.log(Level::Warn, format!("the wish came to nothing: {why}"));
+        self.unheard = Some(Outcome { id, done: false, text: why, paused_ms: None });
     }
 
     // The master hands over
@@ -176,6 +195,9 @@ impl Member {
             (Ok(()), None) => Some(format!("{} does not copy the master", intent.to)),
             (Ok(()), Some(replica)) if !replica.online => {
                 Some(format!("{} takes a copy of the master", intent.to))
+            }
+            (Ok(()), Some(replica)) if !is_recent(replica) => {
+                Some(format!("{} has acknowledged nothing for {} s", intent.to, replica.lag_s))
             }
             _ if behind.is_some_and(|bytes| bytes > i64::try_from(self.plan.max_lag).unwrap_or(i64::MAX)) => {
                 Some(format!("{} is {} bytes behind", intent.to, behind.unwrap_or(0)))
@@ -394,6 +416,13 @@ impl Member {
 
     pub(super) fn released(&self, state: &ShardState) -> ShardState {
         let (offset, keys) = self.last_figures.unwrap_or((state.offset, state.keys));
+        let planned = state.intent.as_ref().filter(|intent| intent.kind == IntentKind::Switchover);
+        let unanswered = planned.map(|intent| Outcome {
+            id: intent.id.clone(),
+            done: false,
+            text: format!("{} gave the shard up before it could hand over", state.master),
+            paused_ms: None,
+        });
         ShardState {
             phase: Phase::Released,
             offset: offset.max(state.offset),
@@ -401,6 +430,7 @@ impl Member {
             since_ms: self.now.unix_ms,
             intent: state.intent.clone().filter(|intent| intent.kind == IntentKind::Force),
             handover: None,
+            outcome: unanswered.or_else(|| state.outcome.clone()),
             // Of one that has led there are heirs, also where nothing else tells that it has.
             from: match state.phase {
                 Phase::Done if state.from.is_empty() => state.master.clone(),

@@ -249,3 +249,44 @@ fn a_session_that_leaves_too_short_a_lease_is_told_of() {
     world.give(1, Input::Session(Some(long)));
     assert!(world.hosts[1].alerts.is_empty());
 }
+
+#[test]
+fn a_master_that_is_fenced_and_tells_nothing_gives_the_shard_up() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(20));
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+    // The same session goes on.
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    world.run(HEIRS_FOR / 2);
+    assert_eq!(world.state().master, address(0), "{}", world.story());
+    world.run(HEIRS_FOR);
+    assert_eq!(world.state().master, address(1), "{}", world.story());
+    assert!(world.hosts[1].server.master && world.hosts[0].server.paused, "{}", world.story());
+}
+
+#[test]
+fn what_was_heard_while_an_agent_stood_still_says_nothing_of_its_lock() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.kill(1);
+    world.run(Duration::from_secs(6));
+    let lock = format!("{SHARD}/lock");
+    let removed = world.now().at;
+    world.nodes.remove(&lock);
+    world.hosts[0].watches.retain(|path| *path != lock);
+    world.t += timing().lease - timing().beat;
+    // The session goes first, then what it was told of.
+    world.forbidden = Some("/lock");
+    world.hear(0);
+    world.give(0, Input::Changed { path: lock });
+    let ends = world.hosts[0].member.lease_ends();
+    assert!(ends.is_none_or(|at| at <= removed + timing().lease), "{}", world.story());
+}

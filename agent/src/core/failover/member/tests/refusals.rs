@@ -434,7 +434,7 @@ fn what_the_registry_refuses_is_not_asked_for_all_the_time() {
     world.refused = &["intent"];
     world.wish(1, Wish::Switchover { to: None, id: "w".into() });
     world.run(Duration::from_secs(10));
-    let told = world.hosts[1].log.iter().filter(|line| line.contains("the registry refuses")).count();
+    let told = world.hosts[1].log.iter().filter(|line| line.contains("the registry refuses /")).count();
     assert_eq!(told, 1, "{}", world.story());
     let unheard = world.hosts[1].member.unheard.clone().unwrap();
     assert!(!unheard.done && unheard.text.contains("NoAuth"), "{unheard:?}");

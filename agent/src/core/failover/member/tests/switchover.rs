@@ -197,3 +197,115 @@ fn in_a_pause_nothing_is_switched_and_the_lease_goes_on() {
     world.run(Duration::from_secs(20));
     assert_eq!(world.masters(), [1], "{}", world.story());
 }
+
+#[test]
+fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    for i in [1, 2] {
+        world.hosts[i].stuck = true;
+    }
+    world.write(0, 3);
+    world.wish(2, Wish::Switchover { to: Some(address(1)), id: "w".into() });
+    assert!(world.state().handover.is_some(), "{}", world.story());
+    // Whoever handed over does not reach the registry, and its session goes on.
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(timing().session / 2);
+    assert!(world.state().handover.is_some(), "{}", world.story());
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    world.run(Duration::from_secs(10));
+    world.check(0);
+    assert!(world.state().outcome.is_some_and(|outcome| outcome.id == "w" && !outcome.done));
+    assert_eq!(world.hosts[0].server.keys, 8);
+}
+
+#[test]
+fn a_target_that_lacks_data_leads_when_the_former_master_is_gone_or_dead() {
+    for dies in [false, true] {
+        let mut world = World::new(&[0, 0]);
+        world.write(0, 5);
+        world.run(Duration::from_secs(6));
+        world.hosts[1].stuck = true;
+        world.write(0, 3);
+        world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+        assert!(world.state().handover.is_some(), "{}", world.story());
+        if dies {
+            world.kill(0);
+        } else {
+            world.hosts[0].agent = false;
+            world.run(Duration::from_secs(5));
+            assert!(!world.hosts[1].server.master, "{}", world.story());
+            world.expire(0);
+        }
+        world.run(Duration::from_secs(20));
+        assert!(world.hosts[1].server.master, "{}", world.story());
+        assert_eq!(world.state().phase, Phase::Done, "{}", world.story());
+        assert!(world.state().outcome.is_some_and(|outcome| outcome.id == "w" && !outcome.done));
+    }
+}
+
+#[test]
+fn a_target_that_has_lost_the_registry_does_not_look_all_the_time() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].stuck = true;
+    world.write(0, 3);
+    world.wish(0, Wish::Switchover { to: None, id: "w".into() });
+    let looks_in = |world: &World| world.hosts[1].member.next_look - world.now().at;
+    assert!(looks_in(&world) < Duration::from_millis(5), "{}", world.story());
+    world.hosts[1].linked = false;
+    world.give(1, Input::Lost);
+    world.run(Duration::from_millis(50));
+    assert!(looks_in(&world) > Duration::from_millis(500), "{}", world.story());
+}
+
+#[test]
+fn a_wish_whose_answer_was_lost_is_put_once() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.wish(1, Wish::Switchover { to: None, id: "w".into() });
+    let intent = Intent { id: "w".into(), kind: IntentKind::Switchover, to: address(1), by: address(1) };
+    world.hosts[1].member.wish = Some((intent.clone(), world.now().at));
+    world.run(Duration::from_secs(10));
+    world.check(1);
+    let outcome = world.state().outcome.unwrap();
+    assert!(outcome.id == "w" && outcome.done && world.hosts[1].member.unheard.is_none(), "{outcome:?}");
+    let late = world.now().at;
+    world.run(timing().session);
+    world.hosts[1].member.wish = Some((Intent { id: "late".into(), to: address(0), ..intent }, late));
+    world.run(Duration::from_secs(10));
+    world.check(1);
+    assert!(world.hosts[1].member.unheard.as_ref().is_some_and(|unheard| unheard.id == "late"));
+}
+
+#[test]
+fn a_switchover_whose_master_is_gone_is_answered() {
+    for dies in [false, true] {
+        let mut world = World::new(&[0, 0]);
+        world.write(0, 5);
+        world.run(Duration::from_secs(6));
+        if dies {
+            world.hosts[0].mute = true;
+            world.run(timing().check);
+        } else {
+            world.hosts[0].agent = false;
+        }
+        world.wish(1, Wish::Switchover { to: None, id: "w".into() });
+        assert!(world.state().intent.is_some(), "{}", world.story());
+        if dies {
+            world.kill(0);
+        } else {
+            world.expire(0);
+        }
+        world.run(timing().session);
+        assert_eq!(world.state().master, address(1), "{}", world.story());
+        let outcome = world.state().outcome.unwrap();
+        assert!(outcome.id == "w" && !outcome.done, "{outcome:?}");
+    }
+}
