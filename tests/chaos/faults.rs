@@ -186,6 +186,31 @@ fn an_ensemble_may_lose_a_server_after_another_and_its_quorum() {
 }
 
 #[test]
+fn what_a_server_answers_without_its_leader_counts_for_nothing() {
+    let servers = ensemble(3);
+    let leader = servers.iter().position(|server| server.mode().as_deref() == Some("leader"));
+    let leader = leader.expect("no server leads");
+    let follower = servers[(leader + 1) % 3].address();
+    let mut subject = Subject::start(&with_timeout(PATIENT, settings(&[&follower], "", "h")));
+    subject.await_answered();
+    servers[leader].stop();
+    wait::until("the leader stands still", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", servers[leader].pid().as_raw_nonzero()));
+        wait::check(stat.as_ref().is_ok_and(|stat| stat.contains(") T ")), || format!("{stat:?}"))
+    });
+    let stopped = Instant::now();
+    // The follower notices later than that (`syncLimit`), and goes on until then.
+    wait::holds_for(PATIENT / 5, "nothing that was sent since is acknowledged", || {
+        let since = stopped.elapsed().as_millis();
+        let measured = subject.measure();
+        let ago = measured["acknowledged_ms_ago"].as_u64().map(u128::from);
+        wait::check(ago.is_some_and(|ago| ago >= since), || format!("{ago:?} ms ago, {since} ms after it"))
+    });
+    servers[leader].cont();
+    subject.await_answered();
+}
+
+#[test]
 fn restart_after_restart_leaves_nothing_behind() {
     let mut bench = Bench::new();
     let mut recoveries = Vec::new();

@@ -238,8 +238,8 @@ pub struct SessionFacts {
     pub timeout: Duration,
     /// The server only reads.
     pub read_only: bool,
-    /// When the last acknowledged request of this session was sent; the session lives at least until `timeout`
-    /// after that. `None`: none was acknowledged yet.
+    /// When the last request of this session was sent that the ensemble's leader acknowledged; the session lives at least
+    /// until `timeout` after that, less half a tick (in which the leader hears from its followers). `None`: none was yet.
     pub acknowledged: Option<Instant>,
 }
 

@@ -453,7 +453,7 @@ impl Shared {
     pub(super) fn link_up(&self, link: Link, mut facts: SessionFacts) {
         self.tell_session(|state| {
             let before = state.facts.as_ref().filter(|before| before.session == facts.session);
-            facts.acknowledged = before.and_then(|before| before.acknowledged);
+            facts.acknowledged = facts.acknowledged.max(before.and_then(|before| before.acknowledged));
             state.news.failed_rounds = 0;
             state.news.link = Some(link);
             state.facts = Some(facts);

@@ -9,8 +9,8 @@ pub(super) const MAX_FRAME: usize = 4 << 20;
 const STAT: usize = 68;
 /// Length of a reply's header.
 const HEADER: usize = 16;
-/// The number of every ping.
-const PING: i32 = -2;
+/// The number of every request of the gate's own: none that a client or a server uses (those end with -8).
+const OURS: i32 = -16;
 
 /// Error codes of the protocol that mean something to the gate.
 pub(super) mod code {
@@ -20,6 +20,8 @@ pub(super) mod code {
     pub(in super::super) const SESSION_EXPIRED: i32 = -112;
     /// Another connection has taken the session over.
     pub(in super::super) const SESSION_MOVED: i32 = -118;
+    /// The server has no leader, and only reads.
+    pub(in super::super) const NOT_READ_ONLY: i32 = -119;
 }
 
 /// What the other side said makes no sense; in a few words.
@@ -205,6 +207,8 @@ pub(super) enum Op {
     GetChildren,
     /// ping
     Ping,
+    /// sync; only the gate makes it
+    Sync,
     /// addauth
     Auth,
     /// closeSession
@@ -225,6 +229,11 @@ impl Op {
             -11 => Op::Close,
             _ => return None,
         })
+    }
+
+    /// A server cannot answer it by itself: whoever has the answer was in touch with the ensemble's leader.
+    pub(super) fn asks_the_leader(self) -> bool {
+        matches!(self, Op::Create | Op::Delete | Op::SetData | Op::Sync)
     }
 }
 
@@ -254,12 +263,10 @@ impl Asked {
         }
     }
 
-    /// A ping of the gate's own, and its frame without the length.
-    pub(super) fn ping(at: Instant) -> (Asked, [u8; 8]) {
-        let mut frame = [0; 8];
-        frame[..4].copy_from_slice(&PING.to_be_bytes());
-        frame[4..].copy_from_slice(&11i32.to_be_bytes());
-        (Asked { xid: PING, op: Op::Ping, at, ours: true }, frame)
+    /// A sync of the gate's own, and its frame without the length. It names the root: nobody looks whether that is there.
+    pub(super) fn sync(at: Instant) -> (Asked, Vec<u8>) {
+        let frame = [&OURS.to_be_bytes()[..], &9i32.to_be_bytes(), &1i32.to_be_bytes(), b"/"].concat();
+        (Asked { xid: OURS, op: Op::Sync, at, ours: true }, frame)
     }
 
     /// The bare answer that the gate itself gives: a header with this error code.
@@ -308,14 +315,10 @@ impl Ledger {
         self.0.iter().find(|asked| asked.op == Op::Close)
     }
 
-    /// The request that a reply with this number must answer. The gate's own pings may be overtaken, as the client does
-    /// not see them; all pings have the same number, so the first one is meant.
+    /// The request that a reply with this number must answer. The gate's own may be overtaken, as the client does not see
+    /// them; all of those have the same number, so the first one is meant.
     fn take(&mut self, xid: i32) -> Option<Asked> {
-        let theirs = self.0.iter().position(|asked| !asked.ours);
-        let at = match self.0.iter().position(|asked| asked.op == Op::Ping) {
-            Some(first) if xid == PING && self.0.get(first)?.ours => first,
-            _ => theirs?,
-        };
+        let at = self.0.iter().position(|asked| asked.ours == (xid == OURS))?;
         self.0.remove(at)
     }
 
@@ -356,7 +359,7 @@ fn check_event(body: &[u8]) -> Result<Reply, Nonsense> {
 fn body_fits(op: Op, body: &[u8]) -> bool {
     let mut reader = Reader(body);
     match op {
-        Op::Create => reader.text().is_some(),
+        Op::Create | Op::Sync => reader.text().is_some(),
         Op::Exists | Op::SetData => reader.skip(STAT).is_some(),
         Op::GetData => reader.buffer().is_some() && reader.skip(STAT).is_some(),
         Op::GetChildren => names_fit(&mut reader).is_some(),
@@ -466,24 +469,28 @@ mod tests {
     }
 
     #[test]
-    fn the_gates_own_pings_stand_in_nobodys_way() {
-        let took = |ledger: &mut Ledger, xid: i32| match ledger.reply(&reply(xid, 0, b"")) {
+    fn the_gates_own_requests_stand_in_nobodys_way() {
+        let took = |ledger: &mut Ledger, xid: i32| match ledger.reply(&reply(xid, 0, &counted(1, b"/"))) {
             Ok(Reply::Answer { asked, .. }) => Some((asked.xid, asked.ours)),
             _ => None,
         };
         let mut ledger = asking(1, Op::Delete);
-        ledger.ask(Asked::ping(Instant::now()).0);
+        ledger.ask(Asked::sync(Instant::now()).0);
         ledger.ask(Asked { xid: -2, op: Op::Ping, at: Instant::now(), ours: false });
-        assert_eq!(took(&mut ledger, -2), Some((-2, true)), "overtaking");
+        assert_eq!(took(&mut ledger, OURS), Some((OURS, true)), "overtaking");
         assert_eq!(took(&mut ledger, 1), Some((1, false)));
+        assert_eq!(took(&mut ledger, OURS), None);
         assert_eq!(took(&mut ledger, -2), Some((-2, false)));
-        ledger.ask(Asked::ping(Instant::now()).0);
+        ledger.ask(Asked::sync(Instant::now()).0);
         ledger.ask(Asked { xid: 3, op: Op::Delete, at: Instant::now(), ours: false });
         assert_eq!(took(&mut ledger, 3), Some((3, false)), "overtaken");
-        assert_eq!(took(&mut ledger, -2), Some((-2, true)));
-        assert_eq!(took(&mut ledger, -2), None);
-        let (asked, frame) = Asked::ping(Instant::now());
-        assert_eq!(Asked::parse(&frame, asked.at), Ok(Asked { ours: false, ..asked }));
+        assert_eq!(took(&mut ledger, OURS), Some((OURS, true)));
+        assert!(ledger.0.is_empty());
+        let (asked, frame) = Asked::sync(Instant::now());
+        assert!(asked.op.asks_the_leader() && !Op::Ping.asks_the_leader() && !Op::GetData.asks_the_leader());
+        assert!(Asked::parse(&frame, asked.at).is_err(), "the client makes none");
+        ledger.ask(asked);
+        assert!(ledger.reply(&reply(OURS, 0, b"")).is_err(), "an answer without its path");
     }
 
     #[test]

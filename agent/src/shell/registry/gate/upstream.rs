@@ -29,8 +29,8 @@ use crate::shell::registry::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// After a connection that stood for so long the next one is not waited for.
 const PROVEN: Duration = Duration::from_secs(1);
-/// Pings in a session timeout: what was acknowledged last is then never older than a sixth of it.
-const PINGS: u32 = 10;
+/// Syncs in a session timeout: what was acknowledged last is then never older than a sixth of it.
+const SYNCS: u32 = 10;
 /// After so many refusals in a row of a session that is long overdue, a new one is asked for.
 const REFUSALS: u32 = 8;
 
@@ -52,11 +52,18 @@ enum Stage {
     Resolving { until: Instant },
     /// The TCP handshake is under way.
     Connecting { connection: Connection, until: Instant },
-    /// A session was asked for.
-    Greeting { connection: Connection, until: Instant },
+    /// A session was asked for at `sent`.
+    Greeting { connection: Connection, sent: Instant, until: Instant },
     /// A session stands. `answered`: a request on it was, so the server does serve us.
-    /// `asked`: when the last request on it was sent.
-    Up { connection: Connection, ledger: Ledger, epoch: u64, since: Instant, answered: bool, asked: Instant },
+    /// `sync_at`: when the leader is to be asked something again.
+    Up {
+        connection: Connection,
+        ledger: Ledger,
+        epoch: u64,
+        since: Instant,
+        answered: bool,
+        sync_at: Instant,
+    },
 }
 
 /// The session as the gate holds it, over connections.
@@ -178,7 +185,7 @@ impl Upstream {
             | Stage::Resolving { until }
             | Stage::Connecting { until, .. }
             | Stage::Greeting { until, .. } => Some(*until),
-            Stage::Up { asked, .. } => Some(*asked + self.session.timeout / PINGS),
+            Stage::Up { sync_at, ledger, .. } => ledger.closing().is_none().then_some(*sync_at),
         }
     }
 
@@ -187,8 +194,8 @@ impl Upstream {
         self.shared.figures(|status| status.cuts += 1);
     }
 
-    /// Goes on with what is due. On an idle connection that is a ping: leases are counted from the last request that
-    /// was acknowledged.
+    /// Goes on with what is due. Where nothing was asked of the ensemble's leader that is a sync: leases are counted from
+    /// the last request that it acknowledged.
     ///
     /// # Errors
     /// Why the attempt or connection is over.
@@ -204,16 +211,14 @@ impl Upstream {
             Stage::Connecting { connection, until } if now >= *until => {
                 return Err(format!("{} did not accept within {CONNECT_LIMIT:?}", connection.address));
             }
-            Stage::Greeting { connection, until } if now >= *until => {
+            Stage::Greeting { connection, until, .. } if now >= *until => {
                 let why = format!("{} gave no session in time", connection.address);
                 self.count_cut();
                 return Err(why);
             }
-            Stage::Up { asked, ledger, .. }
-                if now >= *asked + self.session.timeout / PINGS && ledger.closing().is_none() =>
-            {
-                let (ping, frame) = Asked::ping(now);
-                self.send(ping, &frame);
+            Stage::Up { sync_at, ledger, .. } if now >= *sync_at && ledger.closing().is_none() => {
+                let (sync, frame) = Asked::sync(now);
+                self.send(sync, &frame);
             }
             _ => {}
         }
@@ -261,8 +266,10 @@ impl Upstream {
 
     /// Sends a request of the client or of the gate.
     pub(super) fn send(&mut self, asked: Asked, frame: &[u8]) {
-        if let Stage::Up { connection, ledger, asked: last, .. } = &mut self.stage {
-            *last = asked.at;
+        if let Stage::Up { connection, ledger, sync_at, .. } = &mut self.stage {
+            if asked.op.asks_the_leader() {
+                *sync_at = asked.at + self.session.timeout / SYNCS;
+            }
             ledger.ask(asked);
             connection.out.extend(framed(frame));
             // A broken stream shows itself at the next read.
@@ -305,7 +312,7 @@ impl Upstream {
         connection.out.extend(request);
         let _ = flush(&mut connection.stream, &mut connection.out);
         let limit = (self.session.timeout / 3).clamp(Duration::from_millis(500), Duration::from_secs(4));
-        self.stage = Stage::Greeting { connection, until: now + limit };
+        self.stage = Stage::Greeting { connection, sent: now, until: now + limit };
     }
 
     fn take_greeting(&mut self, now: Instant) -> Result<(), String> {
@@ -357,25 +364,28 @@ impl Upstream {
 
     fn stand(&mut self, response: ConnectResponse, now: Instant) {
         let idle = Stage::Idle { until: now, fresh: false };
-        let Stage::Greeting { connection, .. } = std::mem::replace(&mut self.stage, idle) else { return };
+        let Stage::Greeting { connection, sent, .. } = std::mem::replace(&mut self.stage, idle) else {
+            return;
+        };
         self.epochs += 1;
         let fresh = response.credentials.session != self.session.credentials.session;
         self.session.timeout = Duration::from_millis(response.timeout_ms as u64);
         self.session.heard = now;
         self.session.refusals = 0;
         self.session.credentials = response.credentials;
-        self.announce(connection.address, response.read_only, fresh);
+        self.announce(connection.address, response.read_only, fresh, sent);
         self.stage = Stage::Up {
             connection,
             ledger: Ledger::default(),
             epoch: self.epochs,
             since: now,
             answered: false,
-            asked: now,
+            sync_at: now + self.session.timeout / SYNCS,
         };
     }
 
-    fn announce(&self, address: SocketAddr, read_only: bool, fresh: bool) {
+    /// The leader gives the session, or knows it: `sent` counts like any request to it.
+    fn announce(&self, address: SocketAddr, read_only: bool, fresh: bool, sent: Instant) {
         let (server, session) = (address.to_string(), self.session.credentials.session);
         self.shared.figures(|status| {
             status.server.clone_from(&server);
@@ -383,7 +393,8 @@ impl Upstream {
             status.sessions += u64::from(fresh);
         });
         let timeout = self.session.timeout;
-        let facts = SessionFacts { session, timeout, read_only, acknowledged: None };
+        let acknowledged = Some(sent).filter(|_| !read_only);
+        let facts = SessionFacts { session, timeout, read_only, acknowledged };
         self.shared.link_up(Link { epoch: self.epochs, server, session, timeout }, facts);
     }
 
@@ -402,10 +413,10 @@ impl Upstream {
                 Ok(reply) => {
                     self.session.heard = now;
                     heed(&self.shared, &mut self.session, reply)?;
-                    *answered |= matches!(reply, Reply::Answer { asked, .. } if asked.op != Op::Auth);
                     if matches!(reply, Reply::Answer { asked, .. } if asked.ours) {
                         continue;
                     }
+                    *answered |= matches!(reply, Reply::Answer { asked, .. } if asked.op != Op::Auth);
                 }
                 Err(Nonsense(what)) => return Err(cut(&self.shared, connection.address, &what)),
             }
@@ -440,7 +451,10 @@ fn heed(shared: &Shared, session: &mut Session, reply: Reply) -> Result<(), Stri
     if asked.xid > 0 {
         session.zxid = session.zxid.max(zxid);
     }
-    shared.acknowledged(asked.at);
+    // A server that has lost the leader goes on answering what it can answer by itself, and the session ends meanwhile.
+    if asked.op.asks_the_leader() && error != code::NOT_READ_ONLY {
+        shared.acknowledged(asked.at);
+    }
     Ok(())
 }
 
