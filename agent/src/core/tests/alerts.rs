@@ -7,7 +7,8 @@ use super::OPERATIONS;
 /// The keys that the failover fires, as its source has them: the first text behind each `fire(`.
 fn fired() -> Vec<String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core/failover/member");
-    let files = fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path());
+    let files =
+        fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     let texts = files.chain([source.with_extension("rs")]).map(|file| fs::read_to_string(file).unwrap());
     let keys = texts.flat_map(|text| {
         let calls = text.split(".fire(").skip(1).map(|call| call.split('"').nth(1).unwrap().to_owned());
