@@ -20,7 +20,9 @@ pub(super) struct Client {
     pub(super) ready: bool,
     pub(super) session: i64,
     acknowledged: Option<Instant>,
-    outstanding: VecDeque<RequestId>,
+    outstanding: VecDeque<(RequestId, String)>,
+    /// Events of nodes for which a request is under way: its answer goes first.
+    late: Vec<String>,
     /// Since when nothing came although something was asked.
     mute_since: Option<Micros>,
     /// How many answers are awaited.
@@ -95,7 +97,7 @@ impl World {
         if !client.ready {
             return self.tell(host, Input::Answered { request: id, answer: Answer::Lost });
         }
-        client.outstanding.push_back(id);
+        client.outstanding.push_back((id, request.path().to_owned()));
         self.say_up(host, Up::Ask { id, request, sent });
     }
 
@@ -157,7 +159,8 @@ impl World {
         let Some(conn) = client.conn.take() else { return };
         let was_ready = std::mem::take(&mut client.ready);
         (client.mute_since, client.awaited) = (None, 0);
-        let lost: Vec<RequestId> = client.outstanding.drain(..).collect();
+        let lost: Vec<RequestId> = client.outstanding.drain(..).map(|(id, _)| id).collect();
+        client.late.clear();
         self.close_conn(conn, dropped);
         let answers = lost.into_iter().map(|request| Input::Answered { request, answer: Answer::Lost });
         if was_ready && !answers_first {
@@ -242,12 +245,21 @@ impl World {
             Down::Pong { sent } => self.acknowledge(host, sent),
             Down::Answer { id, answer, sent } => {
                 self.acknowledge(host, sent);
-                if let Some(client) = self.client(host) {
-                    client.outstanding.retain(|other| *other != id);
-                }
+                let Some(client) = self.client(host) else { return };
+                client.outstanding.retain(|(other, _)| *other != id);
+                let outstanding = &client.outstanding;
+                let waits = |path: &mut String| !outstanding.iter().any(|(_, under_way)| under_way == path);
+                let late: Vec<String> = client.late.extract_if(.., waits).collect();
                 self.tell(host, Input::Answered { request: id, answer });
+                late.into_iter().for_each(|path| self.tell(host, Input::Changed { path }));
             }
-            Down::Event { path } => self.tell(host, Input::Changed { path: path.to_string() }),
+            Down::Event { path } => {
+                let Some(client) = self.client(host) else { return };
+                if client.outstanding.iter().any(|(_, under_way)| **under_way == *path) {
+                    return client.late.push(path.to_string());
+                }
+                self.tell(host, Input::Changed { path: path.to_string() });
+            }
             Down::End => self.hang_up(host, "its server closed"),
         }
     }

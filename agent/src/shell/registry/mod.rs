@@ -239,7 +239,8 @@ pub struct SessionFacts {
     /// The server only reads.
     pub read_only: bool,
     /// When the last request of this session was sent that the ensemble's leader acknowledged; the session lives at least
-    /// until `timeout` after that, less half a tick (in which the leader hears from its followers). `None`: none was yet.
+    /// until `timeout` after that; less a tenth of it, where the server that passed it on is cut off from the leader before
+    /// its next ping tells whom it heard. `None`: none was yet.
     pub acknowledged: Option<Instant>,
 }
 

@@ -17,7 +17,7 @@ const ATTEMPTS: usize = 5;
 
 impl Request {
     /// What it is about.
-    pub(super) fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         match self {
             Request::Read { path }
             | Request::Children { path }

@@ -20,8 +20,6 @@ pub(super) mod code {
     pub(in super::super) const SESSION_EXPIRED: i32 = -112;
     /// Another connection has taken the session over.
     pub(in super::super) const SESSION_MOVED: i32 = -118;
-    /// The server has no leader, and only reads.
-    pub(in super::super) const NOT_READ_ONLY: i32 = -119;
 }
 
 /// What the other side said makes no sense; in a few words.

@@ -285,6 +285,9 @@ impl Member {
 
     /// Its server takes no writes and tells nothing: whether it could lead again nobody would know.
     fn give_up_blindly(&mut self, state: &ShardState) {
+        if !self.plan.fencing {
+            return;
+        }
         let since = self.blind.get_or_insert_with(|| (self.now.at, state.heirs.clone())).0;
         let fencing = self.is_ordered(&Order::Fence { long: FENCE_FOR });
         if self.now.at >= since + HEIRS_FOR && !fencing {

@@ -342,7 +342,7 @@ impl Member {
                 Some("state") => self.know.state.doubt(),
                 Some("lock") => {
                     // It was gone: somebody has come, and may be gone again.
-                    if self.know.lock.seen.is_none() && !self.is_locking() {
+                    if self.know.lock.fresh && self.know.lock.seen.is_none() && !self.is_locking() {
                         (self.taken, self.vacant) = (true, None);
                     }
                     self.know.lock.doubt();

@@ -43,7 +43,7 @@ impl Member {
             // Whether it is ours after all, its owner tells.
             Answer::Lost => self.back_from_locking("the connection was lost while it took the lock"),
             Answer::Exists => {
-                self.taken = true;
+                (self.taken, self.vacant) = (true, None);
                 self.back_from_locking("another one was faster");
             }
             Answer::Refused(why) => {

@@ -298,13 +298,23 @@ impl World {
                 if hands_over && self.cut_after_handover {
                     self.before_handover = self.nodes.get(&format!("{SHARD}/state")).cloned();
                 }
+                let path = what.path().to_owned();
+                let before = self.inputs.len();
                 let mut answer = if self.hosts[i].linked { self.answer(i, what) } else { Answer::Lost };
+                // As the registry's client has it: the events of one's own changes come after their answers.
+                let is_own = |(host, input): &(usize, Input)| {
+                    *host == i && matches!(input, Input::Changed { path: of } if *of == path)
+                };
+                let (own, mut others): (VecDeque<_>, VecDeque<_>) =
+                    self.inputs.split_off(before).into_iter().partition(is_own);
+                self.inputs.append(&mut others);
                 if hands_over && self.cut_after_handover {
                     self.hosts[i].linked = false;
                     answer = Answer::Lost;
                     self.give(i, Input::Lost);
                 }
                 self.give(i, Input::Answered { request, answer });
+                self.inputs.extend(own);
             }
             Command::Publish(content) => {
                 if self.hosts[i].linked {

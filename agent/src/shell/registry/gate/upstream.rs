@@ -267,7 +267,7 @@ impl Upstream {
     /// Sends a request of the client or of the gate.
     pub(super) fn send(&mut self, asked: Asked, frame: &[u8]) {
         if let Stage::Up { connection, ledger, sync_at, .. } = &mut self.stage {
-            if asked.op.asks_the_leader() {
+            if asked.op == Op::Sync {
                 *sync_at = asked.at + self.session.timeout / SYNCS;
             }
             ledger.ask(asked);
@@ -399,7 +399,9 @@ impl Upstream {
     }
 
     fn relay(&mut self, now: Instant, mut client: Option<&mut Client>) -> Result<(), String> {
-        let Stage::Up { connection, ledger, epoch, answered, .. } = &mut self.stage else { return Ok(()) };
+        let Stage::Up { connection, ledger, epoch, answered, sync_at, .. } = &mut self.stage else {
+            return Ok(());
+        };
         flush(&mut connection.stream, &mut connection.out)
             .map_err(|e| format!("cannot write to {}: {e}", connection.address))?;
         let ended = connection.receive().err();
@@ -413,6 +415,11 @@ impl Upstream {
                 Ok(reply) => {
                     self.session.heard = now;
                     heed(&self.shared, &mut self.session, reply)?;
+                    if let Reply::Answer { asked, error, .. } = &reply
+                        && is_by_the_leader(asked, *error)
+                    {
+                        *sync_at = (*sync_at).max(asked.at + self.session.timeout / SYNCS);
+                    }
                     if matches!(reply, Reply::Answer { asked, .. } if asked.ours) {
                         continue;
                     }
@@ -451,11 +458,16 @@ fn heed(shared: &Shared, session: &mut Session, reply: Reply) -> Result<(), Stri
     if asked.xid > 0 {
         session.zxid = session.zxid.max(zxid);
     }
-    // A server that has lost the leader goes on answering what it can answer by itself, and the session ends meanwhile.
-    if asked.op.asks_the_leader() && error != code::NOT_READ_ONLY {
+    if is_by_the_leader(&asked, error) {
         shared.acknowledged(asked.at);
     }
     Ok(())
+}
+
+/// A server that has lost the leader goes on answering what it can answer by itself, some refusals among them, and the
+/// session ends meanwhile.
+fn is_by_the_leader(asked: &Asked, error: i32) -> bool {
+    asked.op.asks_the_leader() && error == 0
 }
 
 fn cut(shared: &Shared, address: SocketAddr, what: &str) -> String {

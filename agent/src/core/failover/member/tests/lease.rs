@@ -290,3 +290,22 @@ fn what_was_heard_while_an_agent_stood_still_says_nothing_of_its_lock() {
     let ends = world.hosts[0].member.lease_ends();
     assert!(ends.is_none_or(|at| at <= removed + timing().lease), "{}", world.story());
 }
+
+#[test]
+fn without_fencing_a_master_that_tells_nothing_keeps_the_shard() {
+    let mut world = World::new(&[0, 0]);
+    for i in [0, 1] {
+        world.give(i, Input::Plan(Box::new(ShardPlan { fencing: false, ..plan(i, 2) })));
+    }
+    world.settle();
+    world.hosts[0].mute = true;
+    world.run(Duration::from_secs(10));
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(Duration::from_secs(20));
+    world.hosts[0].linked = true;
+    world.hear(0);
+    world.give(0, Input::Connected);
+    world.run(Duration::from_secs(20));
+    assert_eq!((world.state().master, world.state().phase), (address(0), Phase::Done), "{}", world.story());
+}

@@ -309,3 +309,35 @@ fn a_switchover_whose_master_is_gone_is_answered() {
         assert!(outcome.id == "w" && !outcome.done, "{outcome:?}");
     }
 }
+
+#[test]
+fn a_switchover_to_one_whose_agent_stands_still_is_taken_back_at_once() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    world.hosts[1].agent = false;
+    world.wish(2, Wish::Switchover { to: Some(address(1)), id: "w".into() });
+    assert!(world.state().handover.is_some(), "{}", world.story());
+    world.run(Duration::from_secs(5));
+    assert_eq!((world.state().master, world.state().phase), (address(0), Phase::Done), "{}", world.story());
+    assert!(!world.hosts[0].server.paused, "{}", world.story());
+}
+
+#[test]
+fn a_recorded_master_that_may_not_lead_is_waited_for_once() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    // Its agent lives, and its session; its server does not answer, and the lock is gone.
+    world.hosts[0].mute = true;
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(Duration::from_secs(20));
+    world.hosts[0].agent = false;
+    world.expire(0);
+    let node = encode(&world.hosts[0].member.published.clone().unwrap());
+    world.put_member(0, node);
+    world.run(timing().session + timing().withdrawal() + Duration::from_secs(5));
+    assert_ne!(world.state().master, address(0), "{}", world.story());
+    assert_eq!(world.state().phase, Phase::Done, "{}", world.story());
+}
