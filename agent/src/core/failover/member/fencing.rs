@@ -141,10 +141,11 @@ impl Member {
     pub(super) fn extend_failsafe(&mut self) {
         let Some(view) = &self.view else { return };
         let fresh = OLDEST_ACK.as_secs();
+        // One that gets nothing acknowledges as well, and nobody could be told that it is no heir any more.
         let attached = |address: &String| {
             view.replicas
                 .iter()
-                .any(|replica| replica.address == *address && replica.online && replica.lag_s < fresh)
+                .any(|replica| replica.address == *address && replica.lag_s < fresh && self.keeps_up(replica))
         };
         let others = self.plan.members.iter().filter(|address| **address != self.plan.address);
         let all = others.clone().count() > 0 && others.clone().all(attached);

@@ -309,3 +309,18 @@ fn without_fencing_a_master_that_tells_nothing_keeps_the_shard() {
     world.run(Duration::from_secs(20));
     assert_eq!((world.state().master, world.state().phase), (address(0), Phase::Done), "{}", world.story());
 }
+
+#[test]
+fn a_master_whose_replica_gets_nothing_does_not_go_on_without_a_registry() {
+    let mut world = World::new(&[0, 0]);
+    world.write(0, 5);
+    world.run(timing().session);
+    world.hosts[0].linked = false;
+    world.give(0, Input::Lost);
+    world.run(timing().lease * 2);
+    assert!(!world.hosts[0].server.paused, "{}", world.story());
+    world.hosts[1].stuck = true;
+    world.write(0, 5);
+    world.run(HEIRS_FOR * 2 + timing().check * 2);
+    assert!(world.hosts[0].server.paused, "{}", world.story());
+}
