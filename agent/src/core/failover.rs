@@ -222,7 +222,7 @@ pub struct RequestId(pub u64);
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// The deadline passed.
+    /// The deadline passed, or what the session says may count: all that happened before is in, see [`Member::is_due`].
     Tick,
     /// The registry's session as it stands; given whenever it says more, see [`SessionFacts::says_more`], before anything else
     /// of that moment.

@@ -153,8 +153,9 @@ impl Shards {
 
     /// Whoever is due; before anything else of this moment, for a lease may have run out.
     pub(super) fn tick(&mut self, means: &mut Means<'_>) {
-        let due = |member: &Member| member.next_deadline().is_some_and(|at| at <= means.now.at);
-        let due: Vec<InstanceId> = self.members.iter().filter(|(_, m)| due(m)).map(|(id, _)| *id).collect();
+        let now = means.now.at;
+        let due: Vec<InstanceId> =
+            self.members.iter().filter(|(_, member)| member.is_due(now)).map(|(id, _)| *id).collect();
         for id in due {
             self.give(id, Input::Tick, means);
         }

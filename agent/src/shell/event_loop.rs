@@ -289,10 +289,6 @@ impl EventLoop {
         while let Some(report) = self.spawner.report() {
             self.spawned(report);
         }
-        self.hear_session();
-        while let Some(event) = self.registry.event() {
-            self.events.push_back(Event::Registry(event));
-        }
         while let Ok(loaded) = self.reloads.1.try_recv() {
             self.reloaded(loaded);
         }
@@ -383,7 +379,7 @@ impl EventLoop {
     /// Lets the core decide on all that happened, then on what is due, until nothing is left.
     fn decide(&mut self) {
         loop {
-            self.hear_session();
+            self.hear_registry();
             while let Some(event) = self.orders.event() {
                 self.events.push_back(event);
             }
@@ -403,8 +399,9 @@ impl EventLoop {
         }
     }
 
-    /// The lease counts from what the session heard last: it is known before anything else is decided.
-    fn hear_session(&mut self) {
+    /// Whose session it is is known before anything else is decided. What it heard counts for a lease with the tick that
+    /// follows all that had happened by then: so that is asked for first.
+    fn hear_registry(&mut self) {
         let facts = self.registry.facts();
         let news = match (&self.session, &facts) {
             (Some(known), Some(facts)) => facts.says_more(known),
@@ -413,6 +410,9 @@ impl EventLoop {
         if news {
             self.session.clone_from(&facts);
             self.events.push_front(Event::Session(facts));
+        }
+        while let Some(event) = self.registry.event() {
+            self.events.push_back(Event::Registry(event));
         }
     }
 

@@ -220,19 +220,18 @@ impl World {
                 self.carry_out(host, command);
                 continue;
             }
-            let due = agent.member.next_deadline().is_some_and(|at| at <= now.at);
+            let due = agent.member.is_due(now.at);
             if !due && agent.inbox.is_empty() {
                 break;
             }
+            // As the event loop has it: the session, what happened, and a tick when all of that is in.
             let input = if agent.told != facts {
                 agent.told = facts.clone();
                 Input::Session(facts)
-            } else if due {
-                Input::Tick
             } else if let Some(input) = agent.inbox.pop_front() {
                 input
             } else {
-                break;
+                Input::Tick
             };
             self.step(host, input);
         }

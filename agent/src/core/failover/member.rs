@@ -130,6 +130,8 @@ pub struct Member {
     sentence: String,
 
     session: Option<SessionFacts>,
+    /// What of its acknowledgements counts: all that happened before it is known.
+    counted: Option<Instant>,
     connected: bool,
     /// When the connection came (back); whoever led before it was lost has the first claim for a session timeout.
     returned: Option<Instant>,
@@ -257,6 +259,7 @@ impl Member {
             stage: Stage::Following,
             sentence: String::new(),
             session: None,
+            counted: None,
             connected: false,
             returned: None,
             asked: BTreeMap::new(),
@@ -332,13 +335,6 @@ impl Member {
         self.now = now;
         self.hurry = None;
         self.watch_clock();
-        if late {
-            // What its session heard meanwhile says nothing of a lock that was removed meanwhile.
-            self.know.lock.doubt();
-            if self.connected {
-                self.read_what_is_unknown();
-            }
-        }
         self.take(input);
         self.read_again();
         self.watch_lease();
@@ -377,6 +373,12 @@ impl Member {
         let idle =
             self.stage == Stage::Following && self.writing.is_none() && !self.is_asked(&Asked::DropLock);
         idle && !self.has_the_lock() && self.know.lock.fresh
+    }
+
+    /// Whether [`Member::step`] wants an [`Input::Tick`], when all that happened is in.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let acknowledged = self.session.as_ref().and_then(|facts| facts.acknowledged);
+        acknowledged != self.counted || self.next_deadline().is_some_and(|at| at <= now)
     }
 
     /// When [`Member::step`] wants an [`Input::Tick`] although nothing happened.
@@ -447,7 +449,7 @@ impl Member {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Tick => {}
+            Input::Tick => self.count_acknowledged(),
             Input::Session(facts) => self.take_session(facts),
             Input::Connected => self.take_connected(),
             Input::Lost => {
@@ -488,6 +490,7 @@ impl Member {
         }
         let mut new = Member::new(self.now, plan);
         (new.session, new.connected, new.fencer) = (self.session.clone(), self.connected, self.fencer);
+        new.counted = self.counted;
         (new.life, new.next_request, new.planted) = (self.life, self.next_request, self.planted);
         new.out = mem::take(&mut self.out);
         new.grace_until = self.lease_ends();

@@ -223,24 +223,36 @@ impl Member {
     }
 
     pub(super) fn take_session(&mut self, facts: Option<SessionFacts>) {
-        let heard = |facts: &Option<SessionFacts>| facts.as_ref().and_then(|facts| facts.acknowledged);
-        let news = heard(&facts) != heard(&self.session);
-        if let Some(facts) = &facts
-            && let Some(session) = self.lock_session
-        {
-            if facts.session != session {
+        if let Some(facts) = &facts {
+            if self.lock_session.is_some_and(|session| session != facts.session) {
                 // The session in which we held the lock has ended.
                 self.lock_session = None;
                 self.lease_until = None;
-            } else if let Some(sent) = facts.acknowledged.filter(|_| news && self.sees_its_lock(session)) {
-                self.extend_lease(sent, facts.timeout);
+            }
+            if self.session.as_ref().is_some_and(|before| before.session != facts.session) {
+                self.counted = None;
             }
         }
         self.session = facts.or_else(|| self.session.take());
         self.tell_lease();
     }
 
-    /// A session says nothing of a lock that was removed by hand: the others wait from then on, not from its end.
+    /// What was acknowledged counts once all is known that had happened by then: a session says nothing of a lock that was
+    /// removed by hand, and the others wait from then on, not from its end.
+    pub(super) fn count_acknowledged(&mut self) {
+        let Some(facts) = self.session.as_ref() else { return };
+        let (acknowledged, timeout) = (facts.acknowledged, facts.timeout);
+        if acknowledged == self.counted {
+            return;
+        }
+        self.counted = acknowledged;
+        if let Some(sent) = acknowledged
+            && self.lock_session.is_some_and(|session| self.sees_its_lock(session))
+        {
+            self.extend_lease(sent, timeout);
+        }
+    }
+
     fn sees_its_lock(&self, session: i64) -> bool {
         let lock = &self.know.lock;
         lock.fresh && lock.seen.as_ref().is_some_and(|seen| seen.owner == session)
@@ -275,7 +287,7 @@ impl Member {
             self.lock_session = Some(facts.session);
             self.lease_until = None;
         }
-        if let Some(sent) = facts.acknowledged {
+        if let Some(sent) = self.counted {
             self.extend_lease(sent, facts.timeout);
         }
     }

@@ -220,6 +220,11 @@ impl World {
     }
 
     fn hear(&mut self, i: usize) {
+        self.tell_session(i);
+        self.give(i, Input::Tick);
+    }
+
+    fn tell_session(&mut self, i: usize) {
         let acknowledged = Some(self.now().at);
         let facts = SessionFacts {
             session: self.hosts[i].session,
@@ -495,8 +500,7 @@ impl World {
                     .for_each(|i| self.hear(*i));
             }
             for i in 0..self.hosts.len() {
-                let due = self.hosts[i].member.next_deadline().is_some_and(|at| at <= self.now().at);
-                if due {
+                if self.hosts[i].member.is_due(self.now().at) {
                     self.give(i, Input::Tick);
                 }
             }

@@ -285,8 +285,9 @@ fn what_was_heard_while_an_agent_stood_still_says_nothing_of_its_lock() {
     world.t += timing().lease - timing().beat;
     // The session goes first, then what it was told of.
     world.forbidden = Some("/lock");
-    world.hear(0);
+    world.tell_session(0);
     world.give(0, Input::Changed { path: lock });
+    world.give(0, Input::Tick);
     let ends = world.hosts[0].member.lease_ends();
     assert!(ends.is_none_or(|at| at <= removed + timing().lease), "{}", world.story());
 }
