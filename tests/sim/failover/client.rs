@@ -248,8 +248,8 @@ impl World {
                 let Some(client) = self.client(host) else { return };
                 client.outstanding.retain(|(other, _)| *other != id);
                 let outstanding = &client.outstanding;
-                let waits = |path: &mut String| !outstanding.iter().any(|(_, under_way)| under_way == path);
-                let late: Vec<String> = client.late.extract_if(.., waits).collect();
+                let is_free = |path: &mut String| !outstanding.iter().any(|(_, under_way)| under_way == path);
+                let late: Vec<String> = client.late.extract_if(.., is_free).collect();
                 self.tell(host, Input::Answered { request: id, answer });
                 late.into_iter().for_each(|path| self.tell(host, Input::Changed { path }));
             }
