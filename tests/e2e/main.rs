@@ -15,6 +15,7 @@ mod fencer;
 mod guide;
 mod lifecycle;
 mod logs;
+mod orders;
 mod plugin_tools;
 mod quarantine;
 mod redis;
