@@ -97,8 +97,13 @@ fn prefer_followers(standings: &[Standing<'_>], state: Option<&ShardState>, barr
     }
 }
 
-/// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does.
+/// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does. One
+/// that lives and has replicas is used, though its agent may not have been told of the shard yet.
 fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
+    let untold = |s: &Standing<'_>| s.address == node.master && s.node.is_none();
+    if node.role == Role::Replica && node.link && standings.iter().any(untold) {
+        return Some(format!("it follows {}, which lives and for which no agent speaks", node.master));
+    }
     let full = standings.iter().find(|s| s.node.is_some_and(|node| node.keys > 0))?;
     (node.keys == 0).then(|| format!("it is empty, and {} has data", full.address))
 }

@@ -484,12 +484,15 @@ impl Member {
             }
             return;
         }
-        // Another shard: what was held in the old one is given back.
-        if self.has_the_lock() {
+        // Another shard. Members of the old one that were not told yet would promote another master beside a server that
+        // may take writes if they found its lock free: that goes with the session.
+        if self.has_the_lock() && self.role() == Role::Replica && !self.stage.needs_lease() {
             self.drop_lock();
         }
         let mut new = Member::new(self.now, plan);
         (new.session, new.connected, new.fencer) = (self.session.clone(), self.connected, self.fencer);
+        // It is answered whatever became of the shard.
+        (new.running, new.asked_at) = (self.running.take(), self.asked_at);
         new.counted = self.counted;
         (new.life, new.next_request, new.planted) = (self.life, self.next_request, self.planted);
         new.out = mem::take(&mut self.out);

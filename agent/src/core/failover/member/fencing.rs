@@ -147,7 +147,9 @@ impl Member {
                 .iter()
                 .any(|replica| replica.address == *address && replica.lag_s < fresh && self.keeps_up(replica))
         };
-        let others = self.plan.members.iter().filter(|address| **address != self.plan.address);
+        // Those of the recorded list as well: they may stand although our own settings do not name them any more.
+        let members = self.plan.members.iter().chain(&self.agreement().config.members);
+        let others = members.filter(|address| **address != self.plan.address);
         let all = others.clone().count() > 0 && others.clone().all(attached);
         let sure = self.set_back.is_none_or(|at| self.view_at >= at + CLOCK_HEALS);
         let agreed = self.plan.failsafe && self.agreement().config.failsafe;

@@ -232,6 +232,12 @@ impl Member {
             if self.session.as_ref().is_some_and(|before| before.session != facts.session) {
                 self.counted = None;
             }
+            let before = self.session.as_ref().filter(|before| before.session == facts.session);
+            let lease = |facts: &SessionFacts| self.plan.timing.lease(facts.timeout);
+            // Another server may grant the same session less.
+            if let Some(less) = before.and_then(|before| lease(before).checked_sub(lease(facts))) {
+                self.lease_until = self.lease_until.and_then(|until| until.checked_sub(less));
+            }
         }
         self.session = facts.or_else(|| self.session.take());
         self.tell_lease();

@@ -3,6 +3,7 @@
 mod election;
 mod lease;
 mod refusals;
+mod reload;
 mod switchover;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -260,7 +261,7 @@ impl World {
     }
 
     fn put_member(&mut self, i: usize, content: Vec<u8>) {
-        let path = format!("{SHARD}/members/{}", self.hosts[i].address);
+        let path = self.hosts[i].member.node_path();
         let owner = self.hosts[i].session;
         self.nodes.insert(path.clone(), ZNode { content, version: 0, owner });
         self.changed(&path);
