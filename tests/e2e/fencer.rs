@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind, listen, recv,
     socket_with,
@@ -22,7 +24,7 @@ use yagent::{
     core::{EngineId, InstanceId, Pid},
     fencer::wire::{Fencing, RETIRE},
     shell::{
-        fencer::{Fencer, Means},
+        fencer::{Fencer, Means, Unguarded},
         poll::Poll,
     },
 };
@@ -394,22 +396,63 @@ fn a_thousand_servers_are_armed_at_once() {
     assert!(agent.news.iter().all(|(_, stands_by)| *stands_by));
 }
 
-#[test]
-fn a_fencer_of_another_version_is_retired_once_this_one_stands_by() {
-    let (mut place, server) = (Place::new(), Server::redis());
+/// A fencer of another version, as far as it is spoken to.
+fn other_fencer(place: &Place) -> OwnedFd {
     let kind = (AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC);
     let other = socket_with(kind.0, kind.1, kind.2, None).unwrap();
     let short = place.dir.path().join("other");
     std::os::unix::fs::symlink(place.state_dir(), &short).unwrap();
     bind(&other, &SocketAddrUnix::new(short.join("fencer-0.0.1.sock")).unwrap()).unwrap();
     listen(&other, 1).unwrap();
-    let mut agent = place.agent();
-    agent.stand_by(&mut place, &server, PAUSE);
-    agent.turn();
-    let told = accept(&other).unwrap();
+    other
+}
+
+fn is_spoken_to(other: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(other, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+}
+
+fn is_retired(other: &OwnedFd) {
+    let told = accept(other).unwrap();
     let mut frame = [0; 64];
     let (_, len) = recv(&told, &mut frame[..], RecvFlags::empty()).unwrap();
     assert_eq!(&frame[..len], RETIRE);
+}
+
+#[test]
+fn a_fencer_of_another_version_is_retired_once_this_one_stands_by() {
+    let (mut place, server) = (Place::new(), Server::redis());
+    let other = other_fencer(&place);
+    let mut agent = place.agent();
+    agent.stand_by(&mut place, &server, PAUSE);
+    agent.turn();
+    is_retired(&other);
+}
+
+#[test]
+fn a_server_that_tells_nothing_is_guarded_before_the_fencer_of_another_version_is_retired() {
+    let (mut place, server, silent) = (Place::new(), Server::redis(), Server::redis());
+    let other = other_fencer(&place);
+    let mut agent = place.agent();
+    let address = SocketAddr::from(([127, 0, 0, 1], silent.port));
+    let (key, pid) = (format!("redis:{}", silent.port), Some(Pid(silent.pid())));
+    agent.fencer.await_guard(silent.id(), Unguarded { key, address, within: WITHIN, pid });
+    let not_started = InstanceId { engine: EngineId(0), port: 1 };
+    let server_to_come = Unguarded { key: "redis:1".to_owned(), address, within: WITHIN, pid: None };
+    agent.fencer.await_guard(not_started, server_to_come);
+    agent.stand_by(&mut place, &server, PAUSE);
+    agent.turn();
+    assert!(!is_spoken_to(&other));
+    agent.until("the silent one is guarded", |agent| agent.news.contains(&(silent.id(), true)));
+    agent.turn();
+    is_retired(&other);
+    // Nobody says that it may take writes: what could have been its lease is over soon.
+    wait::until("it is killed", || {
+        agent.fencer.lease(server.id(), Some(Instant::now() + DEADLINE));
+        agent.turn();
+        wait::check(!alive(silent.pid()), || "it lives".to_owned())
+    });
+    assert!(alive(server.pid()));
 }
 
 #[test]

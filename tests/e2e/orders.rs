@@ -5,6 +5,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,8 @@ use yagent_tests::{
 const ID: InstanceId = InstanceId { engine: EngineId(0), port: 16379 };
 /// How long the lease still lasts when an order is given.
 const LEFT: Duration = Duration::from_secs(3);
+
+const WITHIN: Duration = Duration::from_secs(2);
 
 /// An order that opens a server to writes in its second command.
 struct Opening {
@@ -104,20 +107,31 @@ impl Agent {
     }
 }
 
-/// Gives the order, and takes the answer to its first command in before the lease has ended or when it has.
-fn is_carried_out(opening: &Opening, in_time: bool) {
-    let (dir, listener) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+/// The listener that stands for the server of a process, and the agent's desk for it.
+fn desk(dir: &TempDir, pid: u32) -> (TcpListener, Agent) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let fencer = Fencer::new(dir.path().to_owned(), programs::yagent());
     let mut agent = Agent { poll: Poll::new().unwrap(), orders: Orders::new(fencer) };
-    let line = Line::new(Source::OrderLink(ID), address, redis(address.port(), &dir));
-    agent.orders.open(&mut agent.poll, ID, "redis:16379".to_owned(), line, address, Duration::from_secs(2));
-    agent.orders.process(&mut agent.poll, ID, Some(Pid(std::process::id())));
+    let line = Line::new(Source::OrderLink(ID), address, redis(address.port(), dir));
+    agent.orders.open(&mut agent.poll, ID, "redis:16379".to_owned(), line, address, WITHIN);
+    agent.orders.process(&mut agent.poll, ID, Some(Pid(pid)));
+    (listener, agent)
+}
 
+fn accepted(listener: &TcpListener) -> TcpStream {
+    let (server, _) = listener.accept().unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    server
+}
+
+/// Gives the order, and takes the answer to its first command in before the lease has ended or when it has.
+fn is_carried_out(opening: &Opening, in_time: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let (listener, mut agent) = desk(&dir, std::process::id());
     let until = Instant::now() + LEFT;
     agent.orders.order(&mut agent.poll, ID, opening.order.clone(), until);
-    let (mut server, _) = listener.accept().unwrap();
-    server.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+    let mut server = accepted(&listener);
     let first = agent.says(&mut server, opening.first);
     assert!(!first.contains(opening.second), "{first}");
     server.write_all(b"+OK\r\n").unwrap();
@@ -151,4 +165,32 @@ fn an_order_that_is_answered_in_time_is_carried_out() {
 fn an_answer_that_is_taken_in_after_the_lease_opens_no_server() {
     is_carried_out(&PROMOTION, false);
     is_carried_out(&RELEASE, false);
+}
+
+/// A fence is ordered and then rehearsed, on a connection of its own.
+fn is_rehearsed(agent: &mut Agent, listener: &TcpListener, server: Option<TcpStream>) -> TcpStream {
+    agent.orders.order(&mut agent.poll, ID, Order::Fence { long: WITHIN }, Instant::now() + DEADLINE);
+    let mut server = server.unwrap_or_else(|| accepted(listener));
+    agent.says(&mut server, "PAUSE");
+    server.write_all(b"+OK\r\n").unwrap();
+    agent.turn(DEADLINE);
+    let mut rehearsal = accepted(listener);
+    let said = agent.says(&mut rehearsal, "PAUSE");
+    assert!(said.contains("$1\r\n1\r\n"), "{said}");
+    rehearsal.write_all(b"+OK\r\n").unwrap();
+    agent.turn(DEADLINE);
+    server
+}
+
+#[test]
+fn the_fencer_is_told_when_the_time_for_fencing_has_changed() {
+    let (dir, mut process) =
+        (tempfile::tempdir().unwrap(), Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
+    let (listener, mut agent) = desk(&dir, process.id());
+    let server = is_rehearsed(&mut agent, &listener, None);
+    agent.orders.fence_within(ID, WITHIN / 2);
+    is_rehearsed(&mut agent, &listener, Some(server));
+    drop(agent);
+    process.kill().unwrap();
+    process.wait().unwrap();
 }

@@ -345,6 +345,7 @@ impl EventLoop {
                 Ok(()) => {
                     self.events.push_back(Event::Started { id, pid, adopted });
                     if adopted.is_some() {
+                        self.orders.adopted(id);
                         self.let_stranger_go(id);
                     }
                 }
@@ -353,7 +354,10 @@ impl EventLoop {
                     self.events.push_back(Event::NotStarted { id, why });
                 }
             },
-            Report::NotStarted(id, why) => self.events.push_back(Event::NotStarted { id, why }),
+            Report::NotStarted(id, why) => {
+                self.orders.not_started(id);
+                self.events.push_back(Event::NotStarted { id, why });
+            }
             Report::LastWords(id, text) => self.events.push_back(Event::LastWords { id, text }),
             Report::PortsFailed(path, why) => self.events.push_back(Event::Trouble {
                 key: format!("port-file{}", path.display()),
@@ -371,6 +375,8 @@ impl EventLoop {
         let token = self.poll.add(&pidfd, Source::Process(id), false)?;
         self.processes.insert(id, Process { pid, pidfd, token });
         self.orders.process(&mut self.poll, id, Some(pid));
+        // The settings may have changed while it was being started.
+        self.renew_orders_to(id, pid);
         Ok(())
     }
 

@@ -47,6 +47,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause.
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
+/// How long a fencer of another version is kept for servers that are not guarded yet. It hears of no lease meanwhile and
+/// would fence a master that leads again.
+const OTHERS_WAIT: Duration = Duration::from_secs(2);
+/// How long a server that tells nothing may take writes when another version's fencer, which knew its lease, is retired.
+const UNTOLD_GRACE: Duration = Duration::from_secs(5);
 
 /// How a server is kept from taking writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +82,19 @@ struct Guarded {
     lease_due: bool,
     /// The fencer said that it stands by.
     stands_by: bool,
+}
+
+/// A server that a fencer of another version may guard, and this one does not yet.
+#[derive(Debug)]
+pub struct Unguarded {
+    /// The instance, for people: `redis:16379`.
+    pub key: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// How long fencing may take.
+    pub within: Duration,
+    /// Its process, once it was found to run already.
+    pub pid: Option<Pid>,
 }
 
 /// The connection to a fencer.
@@ -114,6 +132,10 @@ pub struct Fencer {
     pause: Duration,
     /// Fencers of other versions may be there.
     others: bool,
+    /// What they may guard and this one does not yet.
+    unguarded: BTreeMap<InstanceId, Unguarded>,
+    /// Until when they are kept for that.
+    others_until: Option<Instant>,
     news: VecDeque<(InstanceId, bool)>,
     fenced: VecDeque<(InstanceId, Fencing)>,
     /// What it stood by for until it was told not to.
@@ -135,6 +157,8 @@ impl Fencer {
             rests: None,
             pause: PAUSE_FIRST,
             others: true,
+            unguarded: BTreeMap::new(),
+            others_until: None,
             news: VecDeque::new(),
             fenced: VecDeque::new(),
             disarmed: VecDeque::new(),
@@ -144,6 +168,7 @@ impl Fencer {
     /// From now on a fencer stands by for this process, which replaces an earlier one of the same key (such as
     /// `redis:6379`). A process that is gone already is not taken. Starts or adopts the fencer where there is none.
     pub fn arm(&mut self, poll: &mut Poll, id: InstanceId, key: &str, pid: Pid, means: Means) {
+        self.unguarded.remove(&id);
         let Some(start_ticks) = start_ticks(pid).filter(|_| key.len() <= KEY_AT_MOST) else {
             return self.disarm(id);
         };
@@ -168,8 +193,21 @@ impl Fencer {
         self.tick(poll, Instant::now());
     }
 
+    /// A fencer of another version may guard it: that one is kept until this one does, for a while.
+    pub fn await_guard(&mut self, id: InstanceId, server: Unguarded) {
+        if self.others && !self.guarded.contains_key(&id) {
+            self.unguarded.insert(id, server);
+        }
+    }
+
+    /// Nobody guards it: it is a server that was just started, or none.
+    pub fn await_no_guard(&mut self, id: InstanceId) {
+        self.unguarded.remove(&id);
+    }
+
     /// The process is gone, or no longer ours to watch.
     pub fn disarm(&mut self, id: InstanceId) {
+        self.unguarded.remove(&id);
         let Some(guarded) = self.guarded.remove(&id) else { return };
         if guarded.stands_by {
             self.news.push_back((id, false));
@@ -250,7 +288,7 @@ impl Fencer {
             link.awaits_room = link.full;
             let _ = poll.modify(&link.socket, link.token, link.full);
         }
-        self.retire_others();
+        self.retire_others(poll, now);
     }
 
     /// When something is due if nothing happens.
@@ -260,7 +298,10 @@ impl Fencer {
             Some(link) => link
                 .asked
                 .map(|asked| asked + PATIENCE)
-                .or_else(|| (!self.guarded.is_empty()).then_some(link.next_ping)),
+                .or_else(|| (!self.guarded.is_empty()).then_some(link.next_ping))
+                .into_iter()
+                .chain(self.others_until.filter(|_| self.is_complete()))
+                .min(),
             None => self.rests.filter(|_| self.is_needed()),
         }
     }
@@ -295,7 +336,7 @@ impl Fencer {
             // Where there is none, there is nothing to let go.
             Err(_) if self.guarded.is_empty() => {
                 if self.guards_nobody {
-                    self.retire_others();
+                    self.retire(&self.others());
                 }
                 return self.let_go.clear();
             }
@@ -363,19 +404,49 @@ impl Fencer {
         }
     }
 
-    /// Fencers of other versions go once this version's stands by for everything.
-    fn retire_others(&mut self) {
-        let complete = self.is_needed() && self.guarded.values().all(|guarded| guarded.stands_by);
-        if !self.others || !complete {
+    /// Fencers of other versions go once this version's stands by for everything. A server that cannot be rehearsed by
+    /// then may be a master whose lease only they know: it gets a short one, and only a kill ends it.
+    fn retire_others(&mut self, poll: &mut Poll, now: Instant) {
+        if !self.others || !self.is_complete() {
             return;
         }
-        self.others = false;
+        let others = self.others();
+        if !others.is_empty() && !self.unguarded.is_empty() {
+            if now < *self.others_until.get_or_insert(now + OTHERS_WAIT) {
+                return;
+            }
+            for (id, server) in std::mem::take(&mut self.unguarded) {
+                let Some(pid) = server.pid else { continue };
+                log::warn!("{} tells nothing: its lease ends in {UNTOLD_GRACE:?} unless it does", server.key);
+                let Unguarded { address, within, .. } = server;
+                let means = Means { address, send: Vec::new(), expect: Vec::new(), within };
+                self.arm(poll, id, &server.key, pid, means);
+                self.grace(id, now + UNTOLD_GRACE);
+            }
+            return self.retire_others(poll, now);
+        }
+        self.retire(&others);
+    }
+
+    fn is_complete(&self) -> bool {
+        self.is_needed() && self.guarded.values().all(|guarded| guarded.stands_by)
+    }
+
+    /// The sockets of fencers of other versions.
+    fn others(&self) -> Vec<String> {
         let names = fs::read_dir(&self.state_dir).into_iter().flatten().filter_map(Result::ok);
-        for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
-            let is_other = name.starts_with(SOCKET_PREFIX) && name.ends_with(SOCKET_SUFFIX);
-            if is_other
-                && name != SOCKET_NAME
-                && let Ok(socket) = self.connect_to(&name)
+        let is_other = |name: &String| {
+            name.starts_with(SOCKET_PREFIX) && name.ends_with(SOCKET_SUFFIX) && name != SOCKET_NAME
+        };
+        names.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_other).collect()
+    }
+
+    fn retire(&mut self, others: &[String]) {
+        self.others = false;
+        self.others_until = None;
+        self.unguarded.clear();
+        for name in others {
+            if let Ok(socket) = self.connect_to(name)
                 && send(&socket, Message::Retire.encode().bytes(), SEND_FLAGS).is_ok()
             {
                 log::info!("the fencer of another version ({name}) is retired");

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     exchange::{Line, Matter},
-    fencer::{Fencer, Means},
+    fencer::{Fencer, Means, Unguarded},
     poll::{Poll, Ready},
 };
 use crate::core::{
@@ -111,8 +111,31 @@ impl Orders {
         self.strangers.retain(|_, stranger| *stranger != id);
         let readiness = Readiness::Unrehearsed;
         let (running, waiting) = (None, None);
+        self.fencer.await_guard(id, Unguarded { key: key.clone(), address, within, pid: None });
         let desk = Desk { line, address, within, key, pid: None, readiness, unanswered: 0, running, waiting };
         self.desks.insert(id, desk);
+    }
+
+    /// How long fencing it may take has changed: the fencer is told with the next rehearsal.
+    pub fn fence_within(&mut self, id: InstanceId, within: Duration) {
+        let Some(desk) = self.desks.get_mut(&id).filter(|desk| desk.within != within) else { return };
+        desk.within = within;
+        if desk.readiness == Readiness::Told {
+            (desk.readiness, desk.unanswered) = (Readiness::Unrehearsed, 0);
+        }
+    }
+
+    /// Its process ran already: a fencer of a former agent may guard it.
+    pub fn adopted(&mut self, id: InstanceId) {
+        if let Some(desk) = self.desks.get(&id) {
+            let (key, address, within, pid) = (desk.key.clone(), desk.address, desk.within, desk.pid);
+            self.fencer.await_guard(id, Unguarded { key, address, within, pid });
+        }
+    }
+
+    /// There is no process yet, and none that could be adopted.
+    pub fn not_started(&mut self, id: InstanceId) {
+        self.fencer.await_no_guard(id);
     }
 
     /// Whether orders can be given to it.
@@ -164,6 +187,7 @@ impl Orders {
         let Some(desk) = self.desks.get_mut(&id) else { return };
         desk.pid = pid;
         if pid.is_some() {
+            self.fencer.await_no_guard(id);
             (desk.readiness, desk.unanswered) = (Readiness::Unrehearsed, 0);
             return;
         }

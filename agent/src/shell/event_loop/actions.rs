@@ -113,12 +113,18 @@ impl EventLoop {
     pub(super) fn renew_orders(&mut self) {
         let running: Vec<(InstanceId, Pid)> = self.processes.iter().map(|(id, it)| (*id, it.pid)).collect();
         for (id, pid) in running {
-            match self.engine(id.engine).map(|engine| engine.shards.is_some()) {
-                Some(true) if !self.orders.leads_to(id) => self.lead_orders_to(id, pid),
-                Some(false) => self.orders.part(&mut self.poll, id),
-                // One whose engine was taken out must be fenced as long as it lives.
-                _ => {}
-            }
+            self.renew_orders_to(id, pid);
+        }
+    }
+
+    pub(super) fn renew_orders_to(&mut self, id: InstanceId, pid: Pid) {
+        let fence = |engine: &EngineSettings| engine.shards.as_ref().map(|shards| shards.timing.fence);
+        match self.engine(id.engine).map(fence) {
+            Some(Some(within)) if self.orders.leads_to(id) => self.orders.fence_within(id, within),
+            Some(Some(_)) => self.lead_orders_to(id, pid),
+            Some(None) => self.orders.part(&mut self.poll, id),
+            // One whose engine was taken out must be fenced as long as it lives.
+            None => {}
         }
     }
 
