@@ -120,7 +120,8 @@ fn desk(dir: &TempDir, pid: u32) -> (TcpListener, Agent) {
 }
 
 fn accepted(listener: &TcpListener) -> TcpStream {
-    let (server, _) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (server, _) = wait::until("the agent connects", || listener.accept());
     server.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     server
 }
