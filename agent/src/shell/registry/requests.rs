@@ -10,8 +10,9 @@ use super::{
     shared::Shared,
 };
 
-/// Requests kept; the core asks few at a time and waits for their answers.
-const MOST_REQUESTS: usize = 256;
+/// Requests kept. After a connection each member of a shard asks for its nodes, eight in a shard of three, all at once: what is
+/// too much is asked for again a beat later, and leases run meanwhile.
+const MOST_REQUESTS: usize = 4096;
 /// How often one request is tried again where nodes come and go underneath.
 const ATTEMPTS: usize = 5;
 
