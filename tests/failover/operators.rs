@@ -4,7 +4,7 @@ use std::{process::Output, thread, time::Duration};
 
 use serde_json::Value;
 use yagent_tests::{
-    cluster::{Cluster, Plan, SESSION, watch::Seen},
+    cluster::{Cluster, Plan, Role, SESSION, watch::Seen},
     process::Signal,
     wait,
 };
@@ -263,4 +263,61 @@ fn wait_same_keys_soon(cluster: &Cluster) {
             wait::check(value == "1", || value)
         });
     }
+}
+
+/// The host whose address is the shard's id is taken out, and the others are told one after the other: nobody is a master
+/// beside the one that there is, and nothing is lost.
+fn the_smallest_address_is_taken_out(master_first: bool) {
+    let mut cluster = Plan::new(3).start();
+    fill(&cluster, 10);
+    if cluster.master() == 0 {
+        let (epoch, to) = (cluster.watch.epoch(), cluster.address(1).to_string());
+        let output = switchover(&cluster, 0, &["--to", &to]);
+        assert!(output.status.success(), "{output:?}");
+        cluster.wait_successor(epoch);
+        cluster.wait_steady();
+    }
+    let (master, epoch) = (cluster.master(), cluster.watch.epoch());
+    let replica = cluster.others(&[0, master])[0];
+    let follows = Role::Replica(cluster.address(master).to_string(), true);
+    let writer = cluster.stubborn(master);
+    writer.wait_progress(50);
+
+    cluster.hosts[0].ini.set("redis", "peers", "");
+    cluster.hosts[0].reload();
+    let peers: Vec<String> = cluster.addresses(&[1, 2]).iter().map(ToString::to_string).collect();
+    let tell = |cluster: &mut Cluster, host: usize| {
+        cluster.hosts[host].ini.set("redis", "peers", peers.join(","));
+        cluster.hosts[host].reload();
+    };
+    let (first, second) = if master_first { (master, replica) } else { (replica, master) };
+    tell(&mut cluster, first);
+    // Longer than a session and what follows its end, and than a first election waits.
+    wait::holds_for(SESSION * 3, "nobody is a master beside it", || {
+        let role = cluster.role(replica);
+        wait::check(role == follows && cluster.watch.epoch() == epoch, || format!("{role:?}"))
+    });
+    let state = format!("/redis/shards/{}/state", cluster.address(1));
+    tell(&mut cluster, second);
+    let mut kazoo = cluster.kazoo();
+    let address = cluster.address(master).to_string();
+    wait::until("the new shard has its master", || {
+        let content = kazoo.tree(&state)?[&state].content.clone();
+        let told: Value = serde_json::from_str(&content).map_err(|error| error.to_string())?;
+        wait::check(told["phase"] == "done" && told["master"] == address, || content)
+    });
+    writer.wait_progress(50);
+    assert_eq!(cluster.role(replica), follows);
+    let lost = cluster.lost(&[&writer.finish()]);
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+#[test]
+fn a_shard_that_gets_another_id_keeps_its_master_that_is_told_first() {
+    the_smallest_address_is_taken_out(true);
+}
+
+#[test]
+fn a_shard_that_gets_another_id_keeps_its_master_that_is_told_last() {
+    the_smallest_address_is_taken_out(false);
 }

@@ -98,11 +98,11 @@ fn prefer_followers(standings: &[Standing<'_>], state: Option<&ShardState>, barr
 }
 
 /// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does. One
-/// that lives and has replicas is used, though its agent may not have been told of the shard yet.
+/// that lives and has replicas is used, whether or not its agent has been told of the shard.
 fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
-    let untold = |s: &Standing<'_>| s.address == node.master && s.node.is_none();
-    if node.role == Role::Replica && node.link && standings.iter().any(untold) {
-        return Some(format!("it follows {}, which lives and for which no agent speaks", node.master));
+    let follows = |s: &Standing<'_>| s.address == node.master;
+    if node.role == Role::Replica && node.link && standings.iter().any(follows) {
+        return Some(format!("it follows {}, which lives", node.master));
     }
     let full = standings.iter().find(|s| s.node.is_some_and(|node| node.keys > 0))?;
     (node.keys == 0).then(|| format!("it is empty, and {} has data", full.address))
@@ -324,6 +324,28 @@ mod tests {
         assert_eq!(of(&[node(A, 990), node(B, 1000), low(C, 999)], Some(&state())).1, [1, 2, 0]);
         assert_eq!(of(&[node(A, 1000), node(B, 1000), low(C, 1000)], Some(&state())).1, [2, 0, 1]);
         assert_eq!(of(&[node(A, 1000), node(B, 1000), node(C, 1000)], Some(&state())).1, [0, 1, 2]);
+    }
+
+    #[test]
+    fn nobody_is_the_first_master_who_follows_one_that_lives() {
+        let follower = || MemberNode { link: true, ..node(B, 1000) };
+        let untold = [node(C, 0)].map(|node| MemberNode { keys: 0, ..node });
+        let standings = [
+            Standing { address: A, node: None },
+            Standing { address: B, node: Some(&follower()) },
+            Standing { address: C, node: Some(&untold[0]) },
+        ];
+        let verdicts = judge(&standings, None, &agreed(), 4);
+        assert_eq!(verdicts[1], Verdict::Out(format!("it follows {A}, which lives")));
+        assert_eq!(rank(&standings, &verdicts, true), [0_usize; 0]);
+        let silent = MemberNode { role: Role::Unknown, loading: true, ..node(A, 0) };
+        assert_eq!(of(&[silent, follower()], None).1, [0_usize; 0]);
+        let unready = MemberNode { role: Role::Master, fencer: false, ..node(A, 1000) };
+        assert_eq!(of(&[unready, follower()], None).1, [0_usize; 0]);
+        let master = MemberNode { role: Role::Master, ..node(A, 1000) };
+        assert_eq!(of(&[master, follower()], None).1, [0]);
+        let dead = MemberNode { link: false, ..follower() };
+        assert_eq!(of(&[dead], None).1, [0]);
     }
 
     #[test]
