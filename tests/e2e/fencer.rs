@@ -446,7 +446,14 @@ fn a_server_that_tells_nothing_is_guarded_before_the_fencer_of_another_version_i
     agent.until("the silent one is guarded", |agent| agent.news.contains(&(silent.id(), true)));
     agent.turn();
     is_retired(&other);
-    // Nobody says that it may take writes: what could have been its lease is over soon.
+    // What the other one did in the end is not known.
+    assert!(agent.fenced.contains(&(server.id(), Fencing::Fenced)), "{:?}", agent.fenced);
+    // Nobody says that the silent one may take writes: what could have been its lease is over, but not at once.
+    wait::holds_for(Duration::from_secs(2), "it lives", || {
+        agent.fencer.lease(server.id(), Some(Instant::now() + DEADLINE));
+        agent.turn();
+        wait::check(alive(silent.pid()), || "it does not".to_owned())
+    });
     wait::until("it is killed", || {
         agent.fencer.lease(server.id(), Some(Instant::now() + DEADLINE));
         agent.turn();

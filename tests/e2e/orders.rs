@@ -29,7 +29,7 @@ use yagent_tests::{
 };
 
 const ID: InstanceId = InstanceId { engine: EngineId(0), port: 16379 };
-/// How long the lease still lasts when an order is given.
+/// How long a lease still lasts that ends before an order was answered.
 const LEFT: Duration = Duration::from_secs(3);
 
 const WITHIN: Duration = Duration::from_secs(2);
@@ -80,8 +80,22 @@ impl Agent {
         let mut ready = Vec::new();
         self.poll.wait(limit, &mut ready).unwrap();
         for ready in ready {
-            self.orders.ready(&mut self.poll, ID, ready);
+            match ready.source {
+                Source::Fencer => self.orders.fencer_ready(&mut self.poll, ready),
+                _ => self.orders.ready(&mut self.poll, ID, ready),
+            }
         }
+    }
+
+    /// Goes on until the agent has connected to its server.
+    fn connects(&mut self, listener: &TcpListener) -> TcpStream {
+        listener.set_nonblocking(true).unwrap();
+        let (server, _) = wait::until("the agent connects", || {
+            self.turn(Duration::ZERO);
+            listener.accept()
+        });
+        server.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        server
     }
 
     /// Sends what it has to send until the server has a command with that word.
@@ -119,20 +133,13 @@ fn desk(dir: &TempDir, pid: u32) -> (TcpListener, Agent) {
     (listener, agent)
 }
 
-fn accepted(listener: &TcpListener) -> TcpStream {
-    listener.set_nonblocking(true).unwrap();
-    let (server, _) = wait::until("the agent connects", || listener.accept());
-    server.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-    server
-}
-
 /// Gives the order, and takes the answer to its first command in before the lease has ended or when it has.
 fn is_carried_out(opening: &Opening, in_time: bool) {
     let dir = tempfile::tempdir().unwrap();
     let (listener, mut agent) = desk(&dir, std::process::id());
-    let until = Instant::now() + LEFT;
+    let until = Instant::now() + if in_time { DEADLINE } else { LEFT };
     agent.orders.order(&mut agent.poll, ID, opening.order.clone(), until);
-    let mut server = accepted(&listener);
+    let mut server = agent.connects(&listener);
     let first = agent.says(&mut server, opening.first);
     assert!(!first.contains(opening.second), "{first}");
     server.write_all(b"+OK\r\n").unwrap();
@@ -171,11 +178,10 @@ fn an_answer_that_is_taken_in_after_the_lease_opens_no_server() {
 /// A fence is ordered and then rehearsed, on a connection of its own.
 fn is_rehearsed(agent: &mut Agent, listener: &TcpListener, server: Option<TcpStream>) -> TcpStream {
     agent.orders.order(&mut agent.poll, ID, Order::Fence { long: WITHIN }, Instant::now() + DEADLINE);
-    let mut server = server.unwrap_or_else(|| accepted(listener));
+    let mut server = server.unwrap_or_else(|| agent.connects(listener));
     agent.says(&mut server, "PAUSE");
     server.write_all(b"+OK\r\n").unwrap();
-    agent.turn(DEADLINE);
-    let mut rehearsal = accepted(listener);
+    let mut rehearsal = agent.connects(listener);
     let said = agent.says(&mut rehearsal, "PAUSE");
     assert!(said.contains("$1\r\n1\r\n"), "{said}");
     rehearsal.write_all(b"+OK\r\n").unwrap();
@@ -184,7 +190,7 @@ fn is_rehearsed(agent: &mut Agent, listener: &TcpListener, server: Option<TcpStr
 }
 
 #[test]
-fn the_fencer_is_told_when_the_time_for_fencing_has_changed() {
+fn a_fence_is_rehearsed_again_when_the_time_for_it_has_changed() {
     let (dir, mut process) =
         (tempfile::tempdir().unwrap(), Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
     let (listener, mut agent) = desk(&dir, process.id());

@@ -160,6 +160,11 @@ impl Core {
         self.shards.reports(now)
     }
 
+    /// Whether an instance is a member of a shard.
+    pub fn is_member(&self, id: InstanceId) -> bool {
+        self.shards.start_as(id).is_some()
+    }
+
     /// Takes an operator's wish for a shard, named by its id, a member's address or the port of an instance of this host.
     /// What comes of an accepted wish is told by the shard's `outcome`.
     pub fn wish(&mut self, now: Now, shard: &str, wish: Wish) -> (Result<(), String>, Vec<Action>) {

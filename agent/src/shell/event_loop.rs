@@ -355,7 +355,7 @@ impl EventLoop {
                 }
             },
             Report::NotStarted(id, why) => {
-                self.orders.not_started(id);
+                self.orders.not_guarded(id);
                 self.events.push_back(Event::NotStarted { id, why });
             }
             Report::LastWords(id, text) => self.events.push_back(Event::LastWords { id, text }),
@@ -376,7 +376,9 @@ impl EventLoop {
         self.processes.insert(id, Process { pid, pidfd, token });
         self.orders.process(&mut self.poll, id, Some(pid));
         // The settings may have changed while it was being started.
-        self.renew_orders_to(id, pid);
+        if self.orders.leads_to(id) != self.core.is_member(id) && self.unattended(id).is_none() {
+            self.renew_orders_to(id, pid);
+        }
         Ok(())
     }
 

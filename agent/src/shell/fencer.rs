@@ -450,6 +450,8 @@ impl Fencer {
                 && send(&socket, Message::Retire.encode().bytes(), SEND_FLAGS).is_ok()
             {
                 log::info!("the fencer of another version ({name}) is retired");
+                // What it did in the end it told nobody.
+                self.fenced.extend(self.guarded.keys().map(|id| (*id, Fencing::Fenced)));
                 self.disarmed.extend(self.strangers.drain(..));
             }
         }

@@ -133,8 +133,8 @@ impl Orders {
         }
     }
 
-    /// There is no process yet, and none that could be adopted.
-    pub fn not_started(&mut self, id: InstanceId) {
+    /// No fencer of a former agent needs to be kept for it: there is no process, or it is being ended.
+    pub fn not_guarded(&mut self, id: InstanceId) {
         self.fencer.await_no_guard(id);
     }
 

@@ -305,7 +305,9 @@ impl World {
     pub(super) fn check_promotion(&mut self, host: usize) {
         let Some(state) = &self.checks.state else { return };
         let keys = |h: usize| self.histories.keys(self.hosts[h].redis.data);
-        if is_forced(state) || keys(host) > 0 || state.keys == 0 {
+        // Where there was no master before, `state` tells of no data.
+        let first = state.phase == Phase::Promoting && state.from.is_empty() && state.replid.is_empty();
+        if is_forced(state) || keys(host) > 0 || state.keys == 0 && !first {
             return;
         }
         // What one took that was being made the master and never published is nobody's data.
@@ -314,7 +316,8 @@ impl World {
             _ => self.hosts[h].redis.second.map_or(0, |base| self.histories.keys(base)),
         };
         let full = (0..self.hosts.len()).find(|h| {
-            *h != host && self.hosts[*h].redis.pid != 0 && had(*h) > 0 && self.hosts[*h].agent.is_some()
+            let speaks = self.hosts[*h].agent.is_some() || first;
+            *h != host && self.hosts[*h].redis.pid != 0 && had(*h) > 0 && speaks
         });
         if let Some(full) = full {
             self.violate(format!("host {host} is promoted empty although host {full} has data"));

@@ -97,15 +97,23 @@ fn prefer_followers(standings: &[Standing<'_>], state: Option<&ShardState>, barr
     }
 }
 
-/// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does. One
-/// that lives and has replicas is used, whether or not its agent has been told of the shard.
+/// Where there never was a master, whoever has data may be the one that had been used: it comes first, or nobody does, and
+/// an empty one leads only where all have said that they are empty. One that lives and has replicas is used, whether or
+/// not its agent has been told of the shard.
 fn first(node: &MemberNode, standings: &[Standing<'_>]) -> Option<String> {
     let follows = |s: &Standing<'_>| s.address == node.master;
     if node.role == Role::Replica && node.link && standings.iter().any(follows) {
         return Some(format!("it follows {}, which lives", node.master));
     }
-    let full = standings.iter().find(|s| s.node.is_some_and(|node| node.keys > 0))?;
-    (node.keys == 0).then(|| format!("it is empty, and {} has data", full.address))
+    if node.keys > 0 {
+        return None;
+    }
+    if let Some(full) = standings.iter().find(|s| s.node.is_some_and(|node| node.keys > 0)) {
+        return Some(format!("it is empty, and {} has data", full.address));
+    }
+    // Whoever comes later would become its replica, and lose what it has.
+    let unknown = standings.iter().find(|s| s.node.is_none_or(|node| node.loading))?;
+    Some(format!("it is empty, and nothing is known of {}", unknown.address))
 }
 
 /// Whether it has what the last master had.
@@ -324,6 +332,28 @@ mod tests {
         assert_eq!(of(&[node(A, 990), node(B, 1000), low(C, 999)], Some(&state())).1, [1, 2, 0]);
         assert_eq!(of(&[node(A, 1000), node(B, 1000), low(C, 1000)], Some(&state())).1, [2, 0, 1]);
         assert_eq!(of(&[node(A, 1000), node(B, 1000), node(C, 1000)], Some(&state())).1, [0, 1, 2]);
+    }
+
+    #[test]
+    fn an_empty_member_is_the_first_master_only_where_all_have_said_that_they_are_empty() {
+        let empty = |address: &str| MemberNode { keys: 0, ..node(address, 0) };
+        let judged = |last: Option<&MemberNode>| {
+            let (one, other) = (empty(A), empty(B));
+            let standings = [
+                Standing { address: A, node: Some(&one) },
+                Standing { address: B, node: Some(&other) },
+                Standing { address: C, node: last },
+            ];
+            let verdicts = judge(&standings, None, &agreed(), 4);
+            (verdicts[0].clone(), rank(&standings, &verdicts, true))
+        };
+        let unknown = Verdict::Out(format!("it is empty, and nothing is known of {C}"));
+        assert_eq!(judged(None), (unknown.clone(), vec![]));
+        let loading = MemberNode { loading: true, ..empty(C) };
+        assert_eq!(judged(Some(&loading)), (unknown, vec![]));
+        assert_eq!(judged(Some(&empty(C))), (Verdict::Eligible, vec![0, 1, 2]));
+        let full = Verdict::Out(format!("it is empty, and {C} has data"));
+        assert_eq!(judged(Some(&node(C, 0))), (full, vec![2]));
     }
 
     #[test]

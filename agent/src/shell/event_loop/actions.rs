@@ -32,6 +32,7 @@ impl EventLoop {
             Action::Start { id, known, follow } => self.start(id, known, false, follow),
             Action::Adopt { id } => self.start(id, false, true, None),
             Action::Terminate { id } => {
+                self.orders.not_guarded(id);
                 self.signal(id, Signal::TERM);
                 // A stopped process would not get it.
                 self.signal(id, Signal::CONT);
@@ -89,7 +90,7 @@ impl EventLoop {
     }
 
     /// What can be said without the plugin, which is in quarantine: the program by which a survivor is known.
-    fn unattended(&self, id: InstanceId) -> Option<Start> {
+    pub(super) fn unattended(&self, id: InstanceId) -> Option<Start> {
         let engine = self.engine(id.engine).filter(|engine| self.quarantined.contains_key(&engine.engine))?;
         let program = engine.program.display().to_string();
         let plan = StartPlan { program, ..StartPlan::default() };

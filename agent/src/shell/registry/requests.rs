@@ -10,7 +10,7 @@ use super::{
     shared::Shared,
 };
 
-/// Requests kept. After a connection each member of a shard asks for its nodes, eight in a shard of three, all at once: what is
+/// Requests kept. After a connection each member of a shard asks for its nodes, nine in a shard of three, all at once: what is
 /// too much is asked for again a beat later, and leases run meanwhile.
 const MOST_REQUESTS: usize = 4096;
 /// How often one request is tried again where nodes come and go underneath.

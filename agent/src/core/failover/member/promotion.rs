@@ -163,7 +163,11 @@ impl Member {
             replid: state.map(|state| state.replid.clone()).unwrap_or_default(),
             replid2: state.map(|state| state.replid2.clone()).unwrap_or_default(),
             offset: state.map_or(0, |state| state.offset),
-            keys: state.map_or(0, |state| state.keys),
+            // Before there was a master, whoever stands says what there is to lose should it not become one.
+            keys: match state {
+                Some(state) if state.has_had_a_master() => state.keys,
+                _ => state.map_or(0, |state| state.keys).max(self.view.as_ref().map_or(0, |view| view.keys)),
+            },
             solo: state.is_some_and(|state| state.solo),
             heirs: state.map(|state| state.heirs.clone()).unwrap_or_default(),
             // Of one that was never made it, its predecessor is still the one before.

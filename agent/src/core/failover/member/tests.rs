@@ -134,8 +134,18 @@ fn is_unfence(order: &Order) -> bool {
 const SHARD: &str = "/redis/shards/10.0.0.1:6379";
 
 impl World {
-    /// Hosts whose servers have so many keys, all of one history.
+    /// Hosts whose servers have so many keys, all of one history, with a master.
     fn new(keys: &[u64]) -> World {
+        let mut world = World::prepare(keys);
+        for i in 0..world.hosts.len() {
+            world.begin(i);
+        }
+        world.settle();
+        world
+    }
+
+    /// As [`World::new`], before any agent has begun.
+    fn prepare(keys: &[u64]) -> World {
         let base = Instant::now();
         let now = Now { at: base, unix_ms: 0 };
         let count = keys.len();
@@ -157,7 +167,7 @@ impl World {
                 heard: Duration::ZERO,
             },
             session: 0,
-            agent: true,
+            agent: false,
             linked: true,
             fed: false,
             mute: false,
@@ -172,7 +182,7 @@ impl World {
             log: Vec::new(),
         };
         let hosts = keys.iter().enumerate().map(host).collect();
-        let mut world = World {
+        World {
             base,
             t: Duration::ZERO,
             set_back: 0,
@@ -189,15 +199,15 @@ impl World {
             refused: &[],
             forbidden: None,
             nameless: false,
-        };
-        for i in 0..world.hosts.len() {
-            world.connect(i);
-            world.give(i, Input::Fencer(true));
-            world.give(i, Input::Server(Life::Started));
-            world.give(i, Input::Server(Life::Up));
         }
-        world.settle();
-        world
+    }
+
+    fn begin(&mut self, i: usize) {
+        self.hosts[i].agent = true;
+        self.connect(i);
+        self.give(i, Input::Fencer(true));
+        self.give(i, Input::Server(Life::Started));
+        self.give(i, Input::Server(Life::Up));
     }
 
     fn now(&self) -> Now {

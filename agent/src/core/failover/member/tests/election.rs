@@ -311,3 +311,31 @@ fn a_replica_of_priority_0_never_leads() {
     world.settle();
     assert_eq!(world.masters(), Vec::<usize>::new(), "{}", world.story());
 }
+
+#[test]
+fn empty_members_of_a_new_shard_wait_for_one_of_which_nothing_is_known() {
+    let mut world = World::prepare(&[0, 0, 5]);
+    world.begin(0);
+    world.begin(1);
+    world.run(timing().silence * 3);
+    assert!(world.masters().is_empty(), "{}", world.story());
+    assert!(world.told("shard-no-master"), "{}", world.story());
+    world.begin(2);
+    world.settle();
+    world.check(2);
+    assert_eq!(world.state().keys, 5);
+}
+
+#[test]
+fn a_first_master_that_had_data_and_did_not_come_to_be_one_is_not_succeeded_by_an_empty_one() {
+    let mut world = World::prepare(&[5, 0, 0]);
+    world.hosts[0].doomed = true;
+    (0..3).for_each(|i| world.begin(i));
+    world.run(Duration::from_secs(5));
+    assert!(!world.hosts[0].agent, "{}", world.story());
+    world.expire(0);
+    world.run(timing().session * 4);
+    // What its server is, it became by its order; nobody else did.
+    assert_eq!(world.masters(), [0], "{}", world.story());
+    assert_eq!((world.state().master, world.state().keys), (address(0), 5), "{}", world.story());
+}
