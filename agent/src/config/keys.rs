@@ -249,7 +249,7 @@ keys! {
     PEERS = redis("peers", Kind::Addresses, "")
         .legacy("The hosts whose instances on the same port replicate with ours; ours may be among them. Nothing: each instance is alone.");
     TIMEOUT = redis("timeout", seconds(0.1, DAY), "60")
-        .legacy("With `redis_fencing` off, for how long an unconfirmed failure of a master must last before it is replaced. Also how long a new shard waits for members that are missing.");
+        .legacy("With `redis_fencing` off, for how long an unconfirmed failure of a master must last before it is replaced. Also how long a member with data waits in a new shard for those that are missing.");
     CHECK_MASTER_INTERVAL = redis("check_master_interval", whole(1, 1_000_000, "CheckIntervals"), "1")
         .legacy("A master's lease is checked at least every so many CheckIntervals.");
     GET_SLAVES_INTERVAL = redis("get_slaves_interval", whole(1, 1_000_000, "CheckIntervals"), "100")
