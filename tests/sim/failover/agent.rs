@@ -366,10 +366,7 @@ impl World {
                 let path = self.member(host).map(|member| member.node_path()).unwrap_or_default();
                 self.keep_node(host, path, content);
             }
-            Command::Order { order, until } => {
-                self.check_order(host, &order);
-                self.give_order(host, order, until);
-            }
+            Command::Order { order, until } => self.give_order(host, order, until),
             Command::Lease(until) => {
                 let until = until.map(|at| self.micros(host, at));
                 if let Some(agent) = &mut self.hosts[host].agent {
@@ -439,6 +436,7 @@ impl World {
             return self.tell(host, Input::Ordered(Ordered::Failed("it came too late".to_owned())));
         }
         agent.order = Some(serial);
+        self.check_order(host, &order);
         let delay = self.dice.within(50..MS);
         self.later(delay, Happening::OrderIn { host, pid, order: Box::new(Sent { life, serial, order }) });
         self.later(left, Happening::Overdue { host, life, serial });

@@ -470,10 +470,10 @@ impl World {
     }
 
     /// A client forgets its session. No registry ends one early; that of a host that holds the lock, or was
-    /// robbed of it, lives on until its time is over.
+    /// robbed of it, or gave it back to take it anew, lives on until its time is over.
     fn lose_session(&mut self, host: usize) {
         let lock = self.hosts[host].plan.path("lock");
-        if !self.zoo.had_the_lock(host, &lock) {
+        if !self.zoo.had_the_lock(host, &lock) && !self.hosts[host].redis.is_master() {
             return self.expire_host(host);
         }
         if let Some(agent) = &mut self.hosts[host].agent {

@@ -66,8 +66,13 @@ pub(super) fn judge(
 /// Whether a member that could lead has not yet said for this election how far it is: what it last published decides
 /// nothing.
 pub(super) fn is_unsaid(standing: &Standing<'_>, agreed: &Agreement, round: u64) -> bool {
-    let unsaid = |node: &MemberNode| node.round != round && condition(node, agreed).is_none();
+    let unsaid = |node: &MemberNode| node.round != round && may_lead(node, agreed);
     standing.node.is_some_and(unsaid)
+}
+
+/// Whether nothing keeps a member from leading, whatever the shard's history.
+pub(super) fn may_lead(node: &MemberNode, agreed: &Agreement) -> bool {
+    condition(node, agreed).is_none()
 }
 
 /// What a member is in, whatever the shard's history.

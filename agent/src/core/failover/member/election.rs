@@ -385,19 +385,25 @@ impl Member {
         if state.phase == Phase::Released || state.master == self.plan.address {
             return None;
         }
-        self.claims_until(&state.master, state)
+        self.claims_until(&state.master, |node| node.round == state.next_round())
     }
 
-    /// Rule 8: whoever handed over in vain has all that it took, and takes its place again. Until when it may.
+    /// Rule 8: whoever handed over in vain has all that it took, and takes its place again. Until when it may. One that
+    /// stands goes first by what it has, unless something keeps it from leading just now; one whose server died has
+    /// nothing any more.
     pub(super) fn former_until(&self, state: &ShardState) -> Option<Instant> {
         let former = (state.phase == Phase::Promoting && state.handover.is_some()).then_some(&state.from);
-        self.claims_until(former.filter(|former| **former != self.plan.address)?, state)
+        let goes_first = |node: &MemberNode| {
+            let keeps_it = node.role == Role::Master && !candidates::may_lead(node, self.agreement());
+            node.round == state.next_round() && !keeps_it
+        };
+        self.claims_until(former.filter(|former| **former != self.plan.address)?, goes_first)
     }
 
-    fn claims_until(&self, address: &str, state: &ShardState) -> Option<Instant> {
+    fn claims_until(&self, address: &str, needs_no_claim: impl Fn(&MemberNode) -> bool) -> Option<Instant> {
         let seen = self.know.members.get(address)?.seen.as_ref()?;
-        let stands = seen.content.as_ref().is_some_and(|node| node.round == state.next_round());
-        (!stands).then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
+        let claims = !seen.content.as_ref().is_some_and(needs_no_claim);
+        claims.then(|| self.vacant.unwrap_or(self.now.at) + self.plan.timing.session)
     }
 
     /// Its node stands in the present session: whoever sees none knows that this session is over.

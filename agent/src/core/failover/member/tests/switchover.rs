@@ -224,6 +224,26 @@ fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
 }
 
 #[test]
+fn nobody_lacks_what_a_master_handed_over_in_vain_while_that_has_no_fencer() {
+    let mut world = World::new(&[0, 0, 0]);
+    world.write(0, 5);
+    world.run(Duration::from_secs(6));
+    for i in [1, 2] {
+        world.hosts[i].stuck = true;
+    }
+    world.write(0, 3);
+    world.wish(2, Wish::Switchover { to: Some(address(1)), id: "w".into() });
+    assert!(world.state().handover.is_some(), "{}", world.story());
+    world.give(0, Input::Fencer(false));
+    world.run(timing().session / 2);
+    assert_eq!(world.masters(), [0], "{}", world.story());
+    world.give(0, Input::Fencer(true));
+    world.run(Duration::from_secs(10));
+    world.check(0);
+    assert_eq!(world.hosts[0].server.keys, 8);
+}
+
+#[test]
 fn a_target_that_lacks_data_leads_when_the_former_master_is_gone_or_dead() {
     for dies in [false, true] {
         let mut world = World::new(&[0, 0]);
