@@ -224,7 +224,7 @@ fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
 }
 
 #[test]
-fn nobody_lacks_what_a_master_handed_over_in_vain_while_that_has_no_fencer() {
+fn a_master_that_handed_over_in_vain_keeps_its_claim_while_it_has_no_fencer() {
     let mut world = World::new(&[0, 0, 0]);
     world.write(0, 5);
     world.run(Duration::from_secs(6));
