@@ -18,7 +18,7 @@ use super::{
 const ATTEMPTS: usize = 5;
 /// No tree of ours is deeper below a node that is removed.
 const DEPTH: usize = 8;
-/// Nodes verified in a heartbeat: a quarter of those without a watch, within these bounds.
+/// Nodes verified in a heartbeat: a quarter of those that [`Slot::is_verified`] names, within these bounds.
 const VERIFY: (usize, usize) = (8, 64);
 /// A path on which so many connections were lost in a row waits for the heartbeat, so that the others get their turn.
 const SUSPICIOUS: u32 = 3;
@@ -120,6 +120,11 @@ impl Slot {
             refused: false,
             losses: 0,
         }
+    }
+
+    /// Whether it is looked at every few heartbeats: no watch tells of a change, or the host counts for dead without it.
+    fn is_verified(&self) -> bool {
+        !self.watched || self.node.mode == Mode::Ephemeral
     }
 }
 
@@ -266,14 +271,14 @@ impl Tree {
         }
     }
 
-    /// A heartbeat: ephemerals and whatever had to wait are looked at again, and a few others. Tells whether that
-    /// asks the registry for anything at all.
+    /// A heartbeat: whatever had to wait is looked at again, ephemerals that no watch tells of, and a few others. Tells
+    /// whether that asks the registry for anything at all.
     pub(super) fn heartbeat(&mut self) -> bool {
         self.removals.values_mut().for_each(|waits| *waits = false);
         let mut due: Vec<String> = self
             .slots
             .iter()
-            .filter(|(_, slot)| slot.node.mode == Mode::Ephemeral || !slot.equal)
+            .filter(|(_, slot)| !slot.equal || (slot.node.mode == Mode::Ephemeral && !slot.watched))
             .map(|(path, _)| path.clone())
             .collect();
         due.extend(self.next_to_verify());
@@ -286,10 +291,10 @@ impl Tree {
         self.busy()
     }
 
-    /// Some nodes without a watch, and one with, in turn.
+    /// Some nodes that are to be verified, and one of the others, in turn.
     fn next_to_verify(&mut self) -> Vec<String> {
-        let unwatched = self.slots.values().filter(|slot| !slot.watched).count();
-        let most = unwatched.div_ceil(4).clamp(VERIFY.0, VERIFY.1);
+        let verified = self.slots.values().filter(|slot| slot.is_verified()).count();
+        let most = verified.div_ceil(4).clamp(VERIFY.0, VERIFY.1);
         let from = (Bound::Excluded(mem::take(&mut self.cursor)), Bound::Unbounded);
         let round = self.slots.range::<String, _>(from).chain(self.slots.iter());
         let mut picked = Vec::new();
@@ -298,7 +303,7 @@ impl Tree {
             if picked.len() >= most {
                 break;
             }
-            if !slot.watched || mem::replace(&mut spare, 0) > 0 {
+            if slot.is_verified() || mem::replace(&mut spare, 0) > 0 {
                 picked.push(path.clone());
             }
             self.cursor.clone_from(path);

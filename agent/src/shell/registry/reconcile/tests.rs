@@ -230,6 +230,27 @@ fn what_vandals_do_is_repaired_within_a_few_heartbeats() {
 }
 
 #[test]
+fn many_ephemerals_are_verified_in_turn_and_put_right_where_no_watch_told() {
+    let (mut tree, mut model, now) = (Tree::new("h".into()), Model::new(), Instant::now());
+    let node = Node { mode: Mode::Ephemeral, content: active("h", "now").into() };
+    let paths: Vec<String> = (0..40).map(|port| format!("/y/members/1:{port}")).collect();
+    let puts = paths.iter().map(|path| (path.clone(), node.clone())).collect();
+    tree.absorb(Inbox { puts, ..Inbox::default() });
+    settle(&mut tree, &mut model, now);
+    let requests = model.requests;
+    tree.heartbeat();
+    settle(&mut tree, &mut model, now);
+    assert_eq!(model.requests - requests, 10, "a quarter");
+    model.nodes.retain(|path, _| !paths.contains(path));
+    for _ in 0..4 {
+        assert!(paths.iter().any(|path| !model.nodes.contains_key(path)));
+        tree.heartbeat();
+        settle(&mut tree, &mut model, now);
+    }
+    assert!(paths.iter().all(|path| model.nodes.contains_key(path)));
+}
+
+#[test]
 fn a_path_that_loses_every_connection_does_not_hold_up_the_rest() {
     let (mut tree, mut model) = (tree(), Model::new());
     let first = desired().keys().next().cloned();
