@@ -48,7 +48,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 const TERMINATE_LIMIT: Duration = Duration::from_secs(60);
 /// So many instances are probed at the same moment, so that one wake-up of the loop serves many; of a larger host the
 /// instances are spread over more moments of each probe interval.
-const PROBED_AT_ONCE: usize = 128;
+pub(super) const PROBED_AT_ONCE: usize = 128;
 
 /// Where an instance is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

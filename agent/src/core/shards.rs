@@ -10,6 +10,7 @@ use super::{
     Action, EnginePlan, HostIdentity, InstanceId, Now,
     alert::AlertBook,
     failover::{Command, Input, Life, Member, RequestId, ShardPlan, ShardReport, Wish},
+    instance::PROBED_AT_ONCE,
 };
 use crate::shell::registry::{Change, Mode, Node, RegistryEvent, SessionFacts};
 
@@ -124,13 +125,7 @@ impl Shards {
                 self.give_all(&Input::Lost, means);
             }
             RegistryEvent::Changed { path } => {
-                let concerned: Vec<InstanceId> = self
-                    .members
-                    .iter()
-                    .filter(|(_, member)| member.concerns(path))
-                    .map(|(id, _)| *id)
-                    .collect();
-                for id in concerned {
+                for id in self.those(|member| member.concerns(path)) {
                     self.give(id, Input::Changed { path: path.clone() }, means);
                 }
             }
@@ -151,14 +146,26 @@ impl Shards {
         }
     }
 
-    /// Whoever is due; before anything else of this moment, for a lease may have run out.
+    /// Whoever is due; before anything else of this moment, for a lease may have run out. Then whoever looks along.
     pub(super) fn tick(&mut self, means: &mut Means<'_>) {
         let now = means.now.at;
-        let due: Vec<InstanceId> =
-            self.members.iter().filter(|(_, member)| member.is_due(now)).map(|(id, _)| *id).collect();
+        let due = self.those(|member| member.is_due(now));
+        let looks = due.iter().filter_map(|id| self.members.get(id)).any(|member| member.is_to_look(now));
         for id in due {
             self.give(id, Input::Tick, means);
         }
+        let mut along = if looks { self.those(|member| member.looks_along(now)) } else { Vec::new() };
+        along.truncate(PROBED_AT_ONCE);
+        for id in along {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.look_now(now);
+            }
+            self.give(id, Input::Tick, means);
+        }
+    }
+
+    fn those(&self, which: impl Fn(&Member) -> bool) -> Vec<InstanceId> {
+        self.members.iter().filter(|(_, member)| which(member)).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn give_all(&mut self, input: &Input, means: &mut Means<'_>) {

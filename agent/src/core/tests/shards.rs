@@ -1,5 +1,7 @@
 //! Members of shards among a host's instances: who hears what, and what becomes of it.
 
+use serde_json::json;
+
 use super::*;
 use crate::{
     core::failover::{Order, Ordered, Role, Timing, View, Wish},
@@ -313,6 +315,60 @@ fn a_member_leads_with_a_lease_and_keeps_its_node_in_the_tree() {
     plan.engines[0].count = 2;
     bench.configure(&plan);
     assert!(bench.tree.contains_key(&node));
+}
+
+/// A server that follows the other host's, as its shard's `state` says.
+fn follower(id: InstanceId, tree: &mut Tree) -> View {
+    let master = format!("10.0.0.2:{}", id.port);
+    let of_other = |path: &str, content: serde_json::Value| {
+        let found = Found { content: content.to_string().into_bytes(), version: 0, owner: 9 };
+        (format!("/redis/shards/10.0.0.1:{}/{path}", id.port), (found, true))
+    };
+    tree.nodes.extend([
+        of_other("lock", json!({"v": 1, "address": master, "host_id": "h", "nonce": "n", "epoch": 3})),
+        of_other("state", json!({"v": 1, "epoch": 3, "master": master, "phase": "done", "replid": "a"})),
+    ]);
+    View { master: Some(master), link_up: true, ..Server::default().view() }
+}
+
+#[test]
+fn members_of_one_host_look_at_their_servers_together_and_no_more_often() {
+    let (mut bench, mut tree) = (Bench::new(&peered(8)), Tree::default());
+    back(&mut bench);
+    bench.configure(&peered(8));
+    let ids: Vec<InstanceId> = (0..8).map(|index| redis(16379 + 10 * index)).collect();
+    let views: BTreeMap<InstanceId, View> = ids.iter().map(|id| (*id, follower(*id, &mut tree))).collect();
+    let mut looks: BTreeMap<InstanceId, Vec<Duration>> = BTreeMap::new();
+    let mut pass = |bench: &mut Bench, long: Duration| {
+        let end = bench.at + long;
+        while bench.at < end {
+            tree.serve(bench);
+            for (id, order) in orders(bench) {
+                let looked = order == Order::Inspect;
+                if looked {
+                    looks.entry(id).or_default().push(bench.at);
+                }
+                let view = looked.then(|| Box::new(views[&id].clone()));
+                bench.send(Event::Ordered { id, ordered: Ordered::Done(view) });
+            }
+            bench.pass(SECOND / 100);
+        }
+    };
+    for id in &ids {
+        bench.serve(*id);
+        pass(&mut bench, SECOND * 7 / 10);
+    }
+    pass(&mut bench, 20 * SECOND);
+    let settled = bench.at;
+    pass(&mut bench, 20 * SECOND);
+    let since = |looks: &[Duration]| looks.iter().copied().filter(|at| *at >= settled).collect::<Vec<_>>();
+    let moments: BTreeSet<Duration> = looks.values().flat_map(|looks| since(looks)).collect();
+    for (id, looks) in &looks {
+        assert_eq!(since(looks).len(), 4, "{id:?}: one each check");
+        let longest = looks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        assert!(longest <= 5 * SECOND + SECOND / 50, "{id:?}: {longest:?}");
+    }
+    assert!(moments.len() <= 4 * 3, "{} moments for {} looks: {moments:?}", moments.len(), 4 * ids.len());
 }
 
 #[test]

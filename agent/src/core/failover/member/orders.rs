@@ -97,11 +97,27 @@ impl Member {
 
     /// Looks at its server when it is time.
     pub(super) fn look(&mut self) {
-        if self.life != Life::Up || self.running.is_some() || self.now.at < self.look_at() {
-            return;
+        if self.is_to_look(self.now.at) {
+            self.next_look = self.now.at + self.cadence();
+            self.send(Order::Inspect);
         }
-        self.next_look = self.now.at + self.cadence();
-        self.send(Order::Inspect);
+    }
+
+    /// Whether it is time to look at its server.
+    pub(in crate::core) fn is_to_look(&self, now: Instant) -> bool {
+        self.life == Life::Up && self.running.is_none() && self.look_at() <= now
+    }
+
+    /// Whether it looks along when another member of the host does, so that the host wakes up once for many: it would
+    /// look within a beat, and last looked half of [`Timing::check`] ago or more.
+    pub(in crate::core) fn looks_along(&self, now: Instant) -> bool {
+        let Timing { beat, check, .. } = self.plan.timing;
+        self.asked_at + check / 2 <= now && self.is_to_look(now + beat)
+    }
+
+    /// Looks at its server with the next step.
+    pub(in crate::core) fn look_now(&mut self, now: Instant) {
+        self.next_look = self.next_look.min(now);
     }
 
     /// When to look at its server next: in time before a lease ends, for only who sees all its replicas outlives it.
