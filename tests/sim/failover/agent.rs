@@ -209,6 +209,7 @@ impl World {
 
     /// What happened goes in, what the member wants is done, until nothing is left.
     pub(super) fn turn(&mut self, host: usize) {
+        self.look_along(host);
         loop {
             let now = self.now(host);
             let facts = self.facts(host);
@@ -245,6 +246,16 @@ impl World {
         let late = if self.dice.percent(2) { self.dice.within(0..50 * MS) } else { 0 };
         let delay = at.saturating_sub(self.t) + late;
         self.later(delay, Happening::Wake { host, life, at });
+    }
+
+    /// The host woke up, and it may be because a member of another shard looks at its server.
+    fn look_along(&mut self, host: usize) {
+        let (now, stopped) = (self.now(host), self.stopped(host));
+        let (Some(dice), Some(agent)) = (&mut self.neighbours, &mut self.hosts[host].agent) else { return };
+        if !stopped && !agent.stuck && agent.member.looks_along(now.at) && dice.percent(20) {
+            agent.member.look_now(now.at);
+            agent.inbox.push_back(Input::Tick);
+        }
     }
 
     fn step(&mut self, host: usize, input: Input) {

@@ -175,6 +175,8 @@ pub(super) struct Host {
 
 pub(super) struct World {
     pub(super) dice: Dice,
+    /// When members of other shards look at their servers; none: there are none on these hosts.
+    pub(super) neighbours: Option<Dice>,
     pub(super) t: Micros,
     base: Instant,
     agenda: BinaryHeap<Entry>,
@@ -236,6 +238,7 @@ impl World {
             verbose,
             setting,
             dice,
+            neighbours: (seed % 2 == 0).then(|| Dice::new(!seed)),
         };
         for host in 0..n {
             let at = world.dice.within(0..SECOND);

@@ -104,19 +104,19 @@ impl Member {
     }
 
     /// Whether it is time to look at its server.
-    pub(in crate::core) fn is_to_look(&self, now: Instant) -> bool {
+    pub fn is_to_look(&self, now: Instant) -> bool {
         self.life == Life::Up && self.running.is_none() && self.look_at() <= now
     }
 
     /// Whether it looks along when another member of the host does, so that the host wakes up once for many: it would
     /// look within a beat, and last looked half of [`Timing::check`] ago or more.
-    pub(in crate::core) fn looks_along(&self, now: Instant) -> bool {
+    pub fn looks_along(&self, now: Instant) -> bool {
         let Timing { beat, check, .. } = self.plan.timing;
         self.asked_at + check / 2 <= now && self.is_to_look(now + beat)
     }
 
     /// Looks at its server with the next step.
-    pub(in crate::core) fn look_now(&mut self, now: Instant) {
+    pub fn look_now(&mut self, now: Instant) {
         self.next_look = self.next_look.min(now);
     }
 
