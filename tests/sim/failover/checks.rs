@@ -310,6 +310,10 @@ impl World {
         if is_forced(state) || keys(host) > 0 || state.keys == 0 && !first {
             return;
         }
+        // Stopped since its agent gave the order, and neither that nor the fencer lives: nobody can keep it from that.
+        if self.hosts[host].agent.is_none() && !self.hosts[host].fencer.alive {
+            return;
+        }
         // What one took that was being made the master and never published is nobody's data.
         let had = |h: usize| match self.checks.coming & 1 << h {
             0 => keys(h),

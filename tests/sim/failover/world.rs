@@ -238,7 +238,7 @@ impl World {
             verbose,
             setting,
             dice,
-            neighbours: (seed % 2 == 0).then(|| Dice::new(!seed)),
+            neighbours: seed.is_multiple_of(2).then(|| Dice::new(!seed)),
         };
         for host in 0..n {
             let at = world.dice.within(0..SECOND);
