@@ -302,7 +302,8 @@ fn the_smallest_address_is_taken_out(master_first: bool) {
     let mut kazoo = cluster.kazoo();
     let address = cluster.address(master).to_string();
     wait::until("the new shard has its master", || {
-        let content = kazoo.tree(&state)?[&state].content.clone();
+        let tree = kazoo.tree(&state)?;
+        let content = tree.get(&state).ok_or("it has no state yet")?.content.clone();
         let told: Value = serde_json::from_str(&content).map_err(|error| error.to_string())?;
         wait::check(told["phase"] == "done" && told["master"] == address, || content)
     });
