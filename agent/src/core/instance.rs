@@ -46,7 +46,7 @@ const SPAWN_LIMIT: Duration = Duration::from_secs(10);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a server may take to end when asked to; it may have to save its data.
 const TERMINATE_LIMIT: Duration = Duration::from_secs(60);
-/// So many instances are probed at the same moment, so that one wake-up of the loop serves many; of a larger host the
+/// So many instances are asked at the same moment, so that one wake-up of the loop serves many; of a larger host the
 /// instances are spread over more moments of each probe interval.
 pub(super) const PROBED_AT_ONCE: usize = 128;
 
