@@ -198,8 +198,8 @@ fn in_a_pause_nothing_is_switched_and_the_lease_goes_on() {
     assert_eq!(world.masters(), [1], "{}", world.story());
 }
 
-#[test]
-fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
+/// The first host handed over to the second, which lacks what it took last, as the third does.
+fn handed_over_in_vain() -> World {
     let mut world = World::new(&[0, 0, 0]);
     world.write(0, 5);
     world.run(Duration::from_secs(6));
@@ -209,6 +209,12 @@ fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
     world.write(0, 3);
     world.wish(2, Wish::Switchover { to: Some(address(1)), id: "w".into() });
     assert!(world.state().handover.is_some(), "{}", world.story());
+    world
+}
+
+#[test]
+fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
+    let mut world = handed_over_in_vain();
     // Whoever handed over does not reach the registry, and its session goes on.
     world.hosts[0].linked = false;
     world.give(0, Input::Lost);
@@ -225,15 +231,7 @@ fn a_target_that_lacks_data_does_not_lead_while_the_former_master_lives() {
 
 #[test]
 fn a_master_that_handed_over_in_vain_keeps_its_claim_while_it_has_no_fencer() {
-    let mut world = World::new(&[0, 0, 0]);
-    world.write(0, 5);
-    world.run(Duration::from_secs(6));
-    for i in [1, 2] {
-        world.hosts[i].stuck = true;
-    }
-    world.write(0, 3);
-    world.wish(2, Wish::Switchover { to: Some(address(1)), id: "w".into() });
-    assert!(world.state().handover.is_some(), "{}", world.story());
+    let mut world = handed_over_in_vain();
     world.give(0, Input::Fencer(false));
     world.run(timing().session / 2);
     assert_eq!(world.masters(), [0], "{}", world.story());
